@@ -1,0 +1,48 @@
+"""Shared by all tests: an environment without network, keys or data, and a tiny untrained prior."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)  # tiny tensors: the workers of OpenMP would only wait for each other
+
+TINY_VAE = {
+    "target": "vsr_lightning.models.vae.VAE",
+    "latent_channels": 4,
+    "widths": [8, 8, 8],
+    "encoder_blocks": [1, 1, 1],
+    "decoder_blocks": [1, 1, 1],
+}
+TINY_DIT = {
+    "target": "vsr_lightning.models.video_dit.VideoDiT",
+    "latent_channels": 4,
+    "num_frames": 10,
+    "latent_size": 8,
+    "width": 32,
+    "depth": 1,
+    "heads": 2,
+}
+SCHEDULE = {"target": "vsr_lightning.models.schedule.LinearSchedule", "num_steps": 1000}
+
+
+@pytest.fixture(autouse=True)
+def isolated_env(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No W&B, no API key, and an empty folder where data would be."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("VSR_DATA_DIR", str(tmp_path_factory.mktemp("no_data")))
+
+
+@pytest.fixture
+def tiny_prior(tmp_path: Path) -> Path:
+    """The folder of an untrained prior of 10 frames of 64 x 64 with one channel."""
+    from vsr_lightning.config import build
+    from vsr_lightning.models.prior import save_prior
+
+    folder = tmp_path / "tiny_prior"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vae, dit = build(TINY_VAE, "vae"), build(TINY_DIT, "dit")
+    save_prior(folder, {"vae": TINY_VAE, "dit": TINY_DIT, "schedule": SCHEDULE, "training": []}, vae, dit)
+    return folder
