@@ -1,0 +1,44 @@
+"""PSNR and SSIM of videos, per frame.
+
+Both take videos (B, F, C, H, W) in [-1, 1], and measure on [0, 1] after clamping, in float32 or
+better, whatever autocast says.
+B batch, F frames, C channels, H W pixels.
+"""
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+
+def psnr(x_hat: Tensor, x: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each frame, (B, F) in dB: -10 log10(MSE); infinite for equal frames."""
+    x_hat, x = _to_unit(x_hat, x)
+    return -10 * torch.log10((x_hat - x).square().mean(dim=(-3, -2, -1)))
+
+
+def ssim(x_hat: Tensor, x: Tensor) -> Tensor:
+    """Structural similarity of each frame, (B, F): 11-tap Gaussian window of width 1.5, mean over colours.
+
+    The mean is over every pixel; the window sees the frame mirrored at its border, so H and W are at least 6.
+    """
+    x_hat, x = _to_unit(x_hat, x)
+    # A local variance is a small difference of large sums; TF32, cuDNN's default, would spoil it.
+    dtype = torch.float64 if x.is_cuda else torch.float32
+    with torch.autocast(x.device.type, enabled=False):
+        # torchmetrics takes a Gaussian's tap count from sigma: 2 * int(3.5 * 1.5 + 0.5) + 1 = 11.
+        similarity = structural_similarity_index_measure(
+            x_hat.flatten(0, 1).to(dtype),
+            x.flatten(0, 1).to(dtype),
+            sigma=1.5,
+            data_range=1.0,
+            reduction="none",
+        )
+    assert isinstance(similarity, Tensor)  # a pair only when the full image is asked for
+    return similarity.view(x.shape[:2]).float()
+
+
+def _to_unit(x_hat: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Both videos on [0, 1], float32. Raises ValueError unless both are (B, F, C, H, W)."""
+    if x_hat.shape != x.shape or x.ndim != 5:
+        raise ValueError(f"expected two videos (B, F, C, H, W), got {tuple(x_hat.shape)} and {tuple(x.shape)}")
+    return ((x_hat.float() + 1) / 2).clamp(0, 1), ((x.float() + 1) / 2).clamp(0, 1)
