@@ -1,0 +1,84 @@
+"""The variance-preserving noise schedule of DDPM (Ho et al. 2020), and its respacing to fewer steps."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vsr_lightning.config import UserError
+
+
+@dataclass(frozen=True)
+class Step:
+    """The scalars of one reverse step, from timestep t to the one before it in the (respaced) schedule."""
+
+    t: int  # timestep that the network was trained on, 0 … T-1
+    alpha_bar_t: float
+    alpha_bar_prev: float  # 1 at the last step
+
+    @property
+    def alpha_t(self) -> float:
+        return self.alpha_bar_t / self.alpha_bar_prev
+
+    @property
+    def beta_t(self) -> float:
+        return 1 - self.alpha_t
+
+    @property
+    def sigma_t(self) -> float:
+        """Standard deviation of q(z_{t-1} | z_t, z_0) (DDPM, Eq. 7): zero at the last step."""
+        return (self.beta_t * (1 - self.alpha_bar_prev) / (1 - self.alpha_bar_t)) ** 0.5
+
+    @property
+    def z_t_weight(self) -> float:
+        """Coefficient of z_t in the mean of q(z_{t-1} | z_t, z_0) (DDPM, Eq. 7)."""
+        return self.alpha_t**0.5 * (1 - self.alpha_bar_prev) / (1 - self.alpha_bar_t)
+
+    @property
+    def z0_weight(self) -> float:
+        """Coefficient of z_0 in the mean of q(z_{t-1} | z_t, z_0) (DDPM, Eq. 7)."""
+        return self.alpha_bar_prev**0.5 * self.beta_t / (1 - self.alpha_bar_t)
+
+
+class LinearSchedule(nn.Module):
+    """Betas linear in t = 0 … T-1. `q(z_t | z_0) = N(sqrt(alpha_bar_t) z_0, (1 - alpha_bar_t) I)`."""
+
+    alpha_bar: Tensor
+
+    def __init__(self, num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> None:
+        super().__init__()
+        if num_steps < 1 or not 0 < beta_start <= beta_end < 1:
+            raise UserError("schedule: num_steps of at least 1 and 0 < beta_start <= beta_end < 1 are needed")
+        self.num_steps = num_steps
+        betas = torch.linspace(beta_start, beta_end, num_steps, dtype=torch.float64)
+        self._alpha_bars = torch.cumprod(1 - betas, dim=0).tolist()  # float64, for the steps' scalars
+        self.register_buffer("alpha_bar", torch.tensor(self._alpha_bars, dtype=torch.float32), persistent=False)
+
+    def respaced(self, steps: int) -> list[Step]:
+        """`steps` timesteps evenly spaced from T-1 down to 0, with alpha and beta recomputed from alpha_bar."""
+        if not 1 <= steps <= self.num_steps:
+            raise UserError(f"sampler.steps: {steps} is not between 1 and {self.num_steps}, the steps trained on")
+        timesteps = torch.linspace(self.num_steps - 1, 0, steps, dtype=torch.float64).round().long().tolist()
+        alpha_bars = [self._alpha_bars[t] for t in timesteps]
+        return [
+            Step(t, bar, previous)
+            for t, bar, previous in zip(timesteps, alpha_bars, [*alpha_bars[1:], 1.0], strict=True)
+        ]
+
+    def add_noise(self, z0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """z_t of q(z_t | z_0). z0, eps: (B, ...); t: (B,)."""
+        signal, noise = self._scales(t, z0.ndim)
+        return signal * z0 + noise * eps
+
+    def velocity(self, z0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """The v of Salimans & Ho (2022): `sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) z_0`."""
+        signal, noise = self._scales(t, z0.ndim)
+        return signal * eps - noise * z0
+
+    def eps_from_velocity(self, v: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
+        signal, noise = self._scales(t, z_t.ndim)
+        return signal * v + noise * z_t
+
+    def _scales(self, t: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
+        alpha_bar = self.alpha_bar[t].reshape(-1, *[1] * (ndim - 1))
+        return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()

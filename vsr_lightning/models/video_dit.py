@@ -1,0 +1,169 @@
+"""The unconditional video diffusion transformer.
+
+The blocks are STDiT's (Open-Sora 1.0), adaLN-single modulation included, without its conditional embeddings and with
+a norm before the attention over time. As there, that attention has no modulation of its own but the first one's gate.
+`attention: factorized` is STDiT's and the paper's, space then time; `attention: full` attends over all of space
+and time at once.
+
+Shapes: B batch, F frames, c latent channels, h w latent cells, S = h w, N tokens of a sequence, D width.
+"""
+
+import math
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vsr_lightning.config import UserError
+
+ROPE_BASE = 100.0  # the longest axis has some ten positions, where language models have thousands
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with QK-norm (Henry et al. 2020) and rotary positions (Su et al. 2021)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.q_norm = nn.RMSNorm(width // heads, eps=1e-6)
+        self.k_norm = nn.RMSNorm(width // heads, eps=1e-6)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, rope: Tensor | None = None) -> Tensor:
+        """x: (B, N, D); rope: rotation angles (N, D / heads / 2), None for no rotation."""
+        q, k, v = rearrange(self.qkv(x), "b n (three heads d) -> three b heads n d", three=3, heads=self.heads)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = rotate(q, rope), rotate(k, rope)
+        out = functional.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
+        return self.out(rearrange(out, "b heads n d -> b n (heads d)"))
+
+
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """Rotate the two halves of the last axis of x (..., N, 2k) by angles (N, k)."""
+    a, b = x.chunk(2, dim=-1)
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+
+
+class Block(nn.Module):
+    """One STDiT block. The six modulation vectors are a shared function of t plus a table of the block's own."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, factorized: bool) -> None:
+        super().__init__()
+        hidden = int(width * mlp_ratio)
+        self.table = nn.Parameter(torch.zeros(6, width))  # zero gates: every block starts as the identity
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.attention = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
+        self.time_norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6) if factorized else None
+        self.time_attention = Attention(width, heads) if factorized else None
+
+    def forward(self, x: Tensor, modulation: Tensor, rope: Tensor) -> Tensor:
+        """x: (B, F, S, D); modulation: (B, 6, D); rope: angles over time, or over space-time for full attention."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.table)[:, :, None, None].unbind(1)
+        h = self.norm1(x) * (1 + scale1) + shift1
+        if self.time_attention is None or self.time_norm is None:
+            x = x + gate1 * self.attention(h.flatten(1, 2), rope).view_as(x)
+        else:
+            x = x + gate1 * self.attention(h.flatten(0, 1)).view_as(x)
+            h = rearrange(self.time_norm(x), "b f s d -> (b s) f d")
+            x = x + gate1 * rearrange(self.time_attention(h, rope), "(b s) f d -> b f s d", b=len(x))
+        return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
+
+
+class VideoDiT(nn.Module):
+    """Predicts eps or v (`prediction`) from a noisy latent video. No conditions, no learned variance."""
+
+    space_embedding: Tensor
+    rope: Tensor
+
+    def __init__(
+        self,
+        latent_channels: int = 4,
+        num_frames: int = 10,
+        latent_size: int = 8,
+        width: int = 384,
+        depth: int = 8,
+        heads: int = 6,
+        mlp_ratio: float = 4.0,
+        attention: str = "full",
+        prediction: str = "v",
+    ) -> None:
+        super().__init__()
+        if attention not in ("full", "factorized"):
+            raise UserError(f"dit.attention: '{attention}' is not 'full' or 'factorized'")
+        if prediction not in ("v", "eps"):
+            raise UserError(f"dit.prediction: '{prediction}' is not 'v' or 'eps'")
+        sizes = {"latent_channels": latent_channels, "num_frames": num_frames, "latent_size": latent_size}
+        for name, size in {**sizes, "width": width, "depth": depth, "heads": heads}.items():
+            if size < 1:
+                raise UserError(f"dit.{name}: {size} is not at least 1")
+        if width % (heads * 8):
+            raise UserError(f"dit.width: {width} is not a multiple of 8 x dit.heads ({heads})")
+        self.latent_shape = (num_frames, latent_channels, latent_size, latent_size)
+        self.prediction = prediction
+        self.embed = nn.Linear(latent_channels, width)
+        self.t_embed = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
+        self.t_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.blocks = nn.ModuleList(
+            Block(width, heads, mlp_ratio, factorized=attention == "factorized") for _ in range(depth)
+        )
+        self.final_norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.final_table = nn.Parameter(torch.zeros(2, width))
+        self.final = nn.Linear(width, latent_channels)
+        axes = (num_frames, latent_size, latent_size) if attention == "full" else (num_frames,)
+        self.register_buffer("space_embedding", sincos_2d(latent_size, width), persistent=False)
+        self.register_buffer("rope", axial_rope(axes, width // heads), persistent=False)
+        self._initialise()
+
+    def forward(self, z_t: Tensor, t: Tensor) -> Tensor:
+        """z_t: (B, F, c, h, w); t: (B,) in 0 … T-1. Returns the prediction, float32, of z_t's shape."""
+        x = self.embed(rearrange(z_t, "b f c h w -> b f (h w) c")) + self.space_embedding
+        t_embedding = self.t_embed(timestep_embedding(t))  # (B, D)
+        modulation = self.t_modulation(t_embedding).unflatten(1, (6, -1))
+        for block in self.blocks:
+            x = block(x, modulation, self.rope)
+        shift, scale = (t_embedding[:, None] + self.final_table)[:, :, None, None].unbind(1)
+        x = self.final(self.final_norm(x) * (1 + scale) + shift)
+        return rearrange(x, "b f (h w) c -> b f c h w", h=z_t.shape[-2]).float()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        zero_layers: list[nn.Linear] = [self.t_modulation[-1], self.final]  # type: ignore[list-item]
+        for layer in zero_layers:
+            nn.init.zeros_(layer.weight)
+
+
+def timestep_embedding(t: Tensor, size: int = 256, max_period: float = 10000.0) -> Tensor:
+    """Sinusoidal features of t (B,), (B, size), as in DDPM."""
+    frequencies = torch.exp(-math.log(max_period) * torch.arange(size // 2, device=t.device) / (size // 2))
+    angles = t.float()[:, None] * frequencies
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+def sincos_2d(size: int, width: int) -> Tensor:
+    """Fixed embedding of an S = size x size grid, (S, D): half of D for each axis (as in DiT, MAE)."""
+    frequencies = 10000.0 ** (-torch.arange(width // 4) / (width // 4))
+    angles = torch.arange(size)[:, None] * frequencies  # (size, D / 4)
+    axis = torch.cat((angles.sin(), angles.cos()), dim=-1)
+    rows, columns = axis[:, None].expand(-1, size, -1), axis[None].expand(size, -1, -1)
+    return torch.cat((rows, columns), dim=-1).flatten(0, 1)
+
+
+def axial_rope(axes: tuple[int, ...], head_width: int) -> Tensor:
+    """Rotation angles (N, head_width / 2) of a grid of N = product(axes) positions, the pairs shared among the axes."""
+    pairs = head_width // 2
+    shares = [pairs // len(axes)] * len(axes)
+    shares[0] += pairs - sum(shares)
+    positions = torch.cartesian_prod(*(torch.arange(length) for length in axes)).reshape(-1, len(axes))
+    angles = [
+        positions[:, axis, None] * ROPE_BASE ** (-torch.arange(share) / share) for axis, share in enumerate(shares)
+    ]
+    return torch.cat(angles, dim=-1)
