@@ -1,0 +1,226 @@
+"""Batches of observations through Lightning's prediction loop: what is observed, restored, measured and reported."""
+
+from functools import partial
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vsr_lightning.config import UserError
+from vsr_lightning.degradation.downsample import Downsample
+from vsr_lightning.degradation.frame_mask import frame_mask
+from vsr_lightning.inference.dps import dps_sample
+from vsr_lightning.inference.lit_vsr import FailureLog, LitVSR, ObservationBatch, Restoration, check_frames
+from vsr_lightning.inference.noise import sensor_noise
+from vsr_lightning.models.prior import Prior, load_prior
+
+MEASURED = {
+    "psnr_first",
+    "psnr_mean",
+    "ssim_mean",
+    "residual_rms",
+    "psnr_first_bicubic",
+    "psnr_first_vae",
+    "seconds",
+}
+STEPS = 4
+
+
+@pytest.fixture
+def prior(tiny_prior) -> Prior:
+    """Networks whose output depends on all of their input, as a trained prior's does."""
+    prior = load_prior(tiny_prior)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for name, parameter in prior.dit.named_parameters():
+            if not name.endswith(("q_norm.weight", "k_norm.weight")):
+                nn.init.normal_(parameter, std=0.1)
+    return prior
+
+
+def make_batch(prior: Prior, items: list[int], size: int | None = None, **changes) -> ObservationBatch:
+    """Item i is a video of its own, observed under conditions of its own."""
+    x = [torch.rand(prior.video_shape, generator=torch.Generator().manual_seed(100 + i)) * 2 - 1 for i in items]
+    observed = [list(range(1 + 3 * i)) for i in items]
+    values = {
+        "x": torch.stack(x),
+        "mask": frame_mask(observed, prior.video_shape[0]),
+        "sigma_h": [1.0 + i for i in items],
+        "sigma_y": torch.tensor([0.02 + 0.1 * i for i in items]),
+        "keys": [(0, i, 7) for i in items],
+        "steps": STEPS,
+        "zeta": torch.tensor([1.0 + i for i in items]),
+        "size": size or len(items),
+    }
+    return ObservationBatch(**{**values, **changes})
+
+
+def predict(module: LitVSR, *batches: ObservationBatch) -> list[Restoration]:
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        inference_mode=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    return trainer.predict(module, torch.utils.data.DataLoader(list(batches), batch_size=None))
+
+
+def make_module(prior: Prior, factor: int = 8, kernel: str = "gaussian", sampler=dps_sample) -> LitVSR:
+    return LitVSR(prior, Downsample(factor, kernel), sampler)
+
+
+def without_seconds(measured: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in measured]
+
+
+def answer_with(x_hat: Tensor):
+    """A sampler that needs no work."""
+    return lambda prior, degrade, y, noise, *, steps, zeta, on_step: x_hat
+
+
+def test_a_mixed_batch_equals_its_items_alone(prior):
+    """Other blur, noise, frames and zeta beside it change nothing of a sample."""
+    module = make_module(prior)
+    together, *alone = predict(module, make_batch(prior, [0, 1, 2]), *[make_batch(prior, [i]) for i in range(3)])
+    assert together.x_hat.std(dim=0).mean() > 0.01
+    for i, single in enumerate(alone):
+        torch.testing.assert_close(single.y[0], together.y[i], atol=1e-5, rtol=0)
+        for column in MEASURED - {"seconds"}:
+            assert single.measured[0][column] == pytest.approx(together.measured[i][column], abs=0.05), column
+        assert (single.x_hat[0] - together.x_hat[i]).square().mean().sqrt() < 1e-3
+
+
+def test_restoration_of_a_batch(prior):
+    (result,) = predict(make_module(prior), make_batch(prior, [0, 2]))
+    frames, channels, height, width = prior.video_shape
+    assert result.x_hat.shape == (2, *prior.video_shape)
+    assert result.y.shape == (2, frames, channels, height // 8, width // 8)
+    assert result.status == ["ok", "ok"]
+    assert [set(row) for row in result.measured] == [MEASURED, MEASURED]
+    assert all(np.isfinite(value) for row in result.measured for value in row.values())
+    assert not result.x_hat.requires_grad
+
+
+def test_padding_changes_nothing_and_is_dropped(prior):
+    module = make_module(prior)
+    last = make_batch(prior, [0, 1, 1], size=2)
+    other = make_batch(prior, [0, 1, 2], size=2)
+    other.x[2] = torch.nan
+    for padded in predict(module, last, other):
+        assert len(padded.y) == len(padded.x_hat) == len(padded.measured) == len(padded.status) == 2
+    first, second = predict(module, last, other)
+    assert torch.equal(first.x_hat, second.x_hat)
+    assert without_seconds(first.measured) == without_seconds(second.measured)
+    assert second.status == ["ok", "ok"]
+    (plain,) = predict(module, make_batch(prior, [0, 1]))
+    torch.testing.assert_close(first.x_hat, plain.x_hat, atol=1e-3, rtol=0)
+
+
+def test_observation_is_made_from_the_raw_video(prior):
+    """Block means of x plus the sample's own noise, on observed frames; the VAE's reconstruction is far from x."""
+    sigma_y = torch.tensor([0.0, 0.3])
+    batch = make_batch(prior, [0, 1], sigma_h=[0.0, 0.0], sigma_y=sigma_y)
+    (result,) = predict(make_module(prior, kernel="box"), batch)
+    frames, channels, height, width = prior.video_shape
+    blocks = batch.x.view(2, frames, channels, height // 8, 8, width // 8, 8).mean(dim=(4, 6))
+    noise = sensor_noise(batch.keys, blocks.shape[1:])
+    expected = (blocks + sigma_y.view(2, 1, 1, 1, 1) * noise) * batch.mask[:, :, None, None, None]
+    torch.testing.assert_close(result.y, expected, atol=1e-5, rtol=0)
+    assert result.y[0, 1:].abs().max() == 0
+    reconstruction = prior.decode(prior.encode(batch.x)).view(2, frames, channels, height // 8, 8, width // 8, 8)
+    assert (reconstruction.mean(dim=(4, 6)) - blocks).abs().mean() > 0.01
+
+
+def test_sensor_noise_of_a_frame_does_not_depend_on_which_are_observed(prior):
+    shape = prior.video_shape[0]
+    few, all_ = (make_batch(prior, [1], mask=frame_mask([frames], shape)) for frames in ([0, 2], range(shape)))
+    first, second = predict(make_module(prior), few, all_)
+    assert torch.equal(first.y[:, [0, 2]], second.y[:, [0, 2]])
+    assert first.y[:, 1].abs().max() == 0 < second.y[:, 1].abs().max()
+
+
+def test_measurements(prior):
+    """A restoration off by 0.2 on frame 0 and by 0.02 elsewhere, without blur or decimation."""
+    batch = make_batch(prior, [0, 1], sigma_h=[0.0, 0.0], sigma_y=torch.tensor([0.0, 0.5]))
+    batch.x *= 0.5  # away from the ends, where clamping would change the error
+    offset = torch.full((prior.video_shape[0], 1, 1, 1), 0.02)
+    offset[0] = 0.2
+    (result,) = predict(make_module(prior, factor=1, sampler=answer_with(batch.x + offset)), batch)
+    decibels = -10 * np.log10((offset.flatten().numpy() / 2) ** 2)  # [0, 1] is half as wide as [-1, 1]
+    with torch.no_grad():
+        coded = prior.decode(prior.encode(batch.x))[:, 0].clamp(-1, 1)
+    for i, row in enumerate(result.measured):
+        assert row["psnr_first"] == pytest.approx(20, abs=1e-3)
+        assert row["psnr_mean"] == pytest.approx(decibels.mean(), abs=1e-3)
+        assert 0.5 < row["ssim_mean"] < 1
+        vae_mse = ((coded[i] - batch.x[i, 0]) / 2).square().mean().item()
+        assert row["psnr_first_vae"] == pytest.approx(-10 * np.log10(vae_mse), abs=1e-3)
+        assert row["seconds"] > 0
+    # One frame is observed of item 0, exactly; four of item 1, with noise of 0.5.
+    assert result.measured[0]["residual_rms"] == pytest.approx(0.2, rel=1e-3)
+    assert result.measured[0]["psnr_first_bicubic"] > 60  # the observation itself
+    assert result.measured[1]["residual_rms"] == pytest.approx(
+        np.hypot(0.5, np.sqrt((0.2**2 + 3 * 0.02**2) / 4)), rel=0.05
+    )
+
+
+def test_a_failing_sample_is_reported_and_the_others_go_on(prior):
+    module = make_module(prior)
+    good, bad = predict(
+        module, make_batch(prior, [0, 1, 2]), make_batch(prior, [0, 1, 2], zeta=torch.tensor([1.0, torch.inf, 3.0]))
+    )
+    assert bad.status == ["ok", "non-finite at step 1 with zeta inf", "ok"]
+    assert torch.equal(bad.x_hat[[0, 2]], good.x_hat[[0, 2]])
+    assert without_seconds(bad.measured)[::2] == without_seconds(good.measured)[::2]
+    assert np.isnan(bad.measured[1]["psnr_first"])
+
+
+def test_random_streams_and_conditions_reach_the_sampler(prior):
+    heard = {}
+
+    def sampler(prior, degrade, y, noise, *, steps, zeta, on_step, note):
+        heard.update(draw=noise(), steps=steps, zeta=zeta, clean=degrade(batch.x), note=note)
+        return batch.x
+
+    batch = make_batch(prior, [0, 1], sigma_y=torch.zeros(2))
+    (result,) = predict(make_module(prior, sampler=partial(sampler, note="bound")), batch)
+    assert heard["draw"].shape == (2, *prior.latent_shape)
+    assert heard["steps"] == STEPS
+    assert heard["zeta"].tolist() == [1, 2]
+    assert heard["note"] == "bound"
+    torch.testing.assert_close(heard["clean"], result.y)  # the masked operator, the same that observed
+
+
+def test_on_step_hears_of_progress(prior):
+    calls = []
+    module = make_module(prior)
+    module.on_step = lambda: calls.append(1)
+    predict(module, make_batch(prior, [0]), make_batch(prior, [1]))
+    assert len(calls) == 2 * STEPS
+
+
+def test_failure_log_keeps_the_first_step():
+    log = FailureLog(4, torch.device("cpu"))
+    nan, inf = float("nan"), float("inf")
+    for index, residual in enumerate([[1, 1, 1, 1], [1, nan, 1, 1], [inf, nan, 1, 1], [1, 1, 1, 1]]):
+        log.record(index, torch.tensor(residual, dtype=torch.float32))
+    x_hat = torch.zeros(4, 2, 1, 2, 2)
+    x_hat[2, 1, 0, 0, 0] = inf
+    assert log.status(x_hat, torch.tensor([1.0, 20.0, 0.5, 3.0])) == [
+        "non-finite at step 2 with zeta 1",
+        "non-finite at step 1 with zeta 20",
+        "non-finite at the last step with zeta 0.5",
+        "ok",
+    ]
+
+
+@pytest.mark.parametrize("number", [0, -1, 11])
+def test_numbers_of_frames_that_the_prior_does_not_have(prior, number):
+    check_frames(prior, [1, 10])
+    with pytest.raises(UserError, match=rf"grid\.num_frames: {number} .*10"):
+        check_frames(prior, [1, number])

@@ -1,0 +1,143 @@
+"""Video super-resolution as a LightningModule: observes true clips, restores them, and measures the restoration."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from vsr_lightning.config import UserError
+from vsr_lightning.degradation.downsample import Downsample, SeparableOperator, upsample_bicubic
+from vsr_lightning.degradation.frame_mask import mask_frames
+from vsr_lightning.inference.noise import SampleKey, SamplerNoise, sensor_noise
+from vsr_lightning.metrics import psnr, ssim
+from vsr_lightning.models.prior import Prior
+from vsr_lightning.models.schedule import Step
+
+
+@dataclass
+class ObservationBatch:
+    """B clips and how each is observed. Entries past `size` are padding that keeps the batch shape fixed."""
+
+    x: Tensor  # true video (B, F, C, H, W) in [-1, 1]
+    mask: Tensor  # (B, F), 1 where a frame is observed
+    sigma_h: list[float]  # blur width of each sample, HR pixels
+    sigma_y: Tensor  # (B,), sensor noise on the [-1, 1] scale
+    keys: list[SampleKey]  # name the random streams
+    steps: int
+    zeta: Tensor  # (B,)
+    size: int
+
+
+@dataclass
+class Restoration:
+    """What came of the real samples of a batch (padding dropped), on the CPU."""
+
+    y: Tensor  # observation (B, F, C, h, w), unobserved frames zero
+    x_hat: Tensor  # (B, F, C, H, W)
+    measured: list[dict[str, float]]
+    status: list[str]  # "ok", or what went wrong and where
+
+
+class LitVSR(L.LightningModule):
+    """Posterior sampling of one batch of observations after another, through `Trainer.predict`.
+
+    Needs `Trainer(inference_mode=False)`: guidance takes gradients. `sampler` is called as `dps_sample` is, less
+    the parameters already bound. `on_step`, if set, hears of every sampler step.
+    """
+
+    def __init__(self, prior: Prior, degradation: Downsample, sampler: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.prior, self.degradation, self.sampler = prior, degradation, sampler
+        self.on_step: Callable[[], None] | None = None
+
+    def compile_networks(self) -> None:
+        """Compile the two networks that every step differentiates. Pays for jobs of more than some minutes."""
+        self.prior.dit.compile(dynamic=False)
+        self.prior.vae.decoder.compile(dynamic=False)
+
+    def predict_step(self, batch: ObservationBatch, batch_idx: int) -> Restoration:
+        started = time.perf_counter()
+        operator = self.degradation.operator(batch.sigma_h, batch.x.shape[-2], batch.x.shape[-1], batch.x.device)
+        y = observe(batch, operator)
+        failures = FailureLog(len(y), y.device)
+
+        def on_step(index: int, step: Step, residual: Tensor) -> None:
+            failures.record(index, residual)
+            if self.on_step is not None:
+                self.on_step()
+
+        x_hat = self.sampler(
+            self.prior,
+            lambda x: mask_frames(operator(x), batch.mask),
+            y,
+            SamplerNoise(batch.keys, self.prior.latent_shape, y.device),
+            steps=batch.steps,
+            zeta=batch.zeta,
+            on_step=on_step,
+        )
+        status = failures.status(x_hat, batch.zeta)  # waits for the device, so the clock below is true
+        seconds = (time.perf_counter() - started) / batch.size
+        measured = self._measure(batch, operator, y, x_hat)
+        keep = slice(0, batch.size)
+        return Restoration(
+            y[keep].cpu(), x_hat[keep].cpu(), [{**row, "seconds": seconds} for row in measured], status[keep]
+        )
+
+    def _measure(
+        self, batch: ObservationBatch, operator: SeparableOperator, y: Tensor, x_hat: Tensor
+    ) -> list[dict[str, float]]:
+        """PSNR and SSIM of the restoration, beside bicubic upsampling and the VAE's own reconstruction."""
+        with torch.no_grad():
+            bicubic = upsample_bicubic(y, self.degradation)
+            reconstruction = self.prior.decode(self.prior.encode(batch.x))
+            y_hat = mask_frames(operator(x_hat), batch.mask)
+        quality = psnr(x_hat, batch.x)
+        observed = batch.mask.sum(dim=1)
+        pixels = observed * y[0, 0].numel()
+        table = {
+            "psnr_first": quality[:, 0],
+            "psnr_mean": quality.mean(dim=1),
+            "ssim_mean": ssim(x_hat, batch.x).mean(dim=1),
+            "residual_rms": ((y - y_hat).square().flatten(1).sum(dim=1) / pixels).sqrt(),
+            "psnr_first_bicubic": psnr(bicubic, batch.x)[:, 0],
+            "psnr_first_vae": psnr(reconstruction, batch.x)[:, 0],
+        }
+        columns = {name: values.tolist() for name, values in table.items()}
+        return [{name: values[i] for name, values in columns.items()} for i in range(batch.size)]
+
+
+def observe(batch: ObservationBatch, operator: SeparableOperator) -> Tensor:
+    """Y = M(H(X) + E) (Eqs. 12, 15), from the raw video, never from its reconstruction by the VAE."""
+    clean = operator(batch.x)
+    noise = sensor_noise(batch.keys, tuple(clean.shape[1:])).to(clean.device)
+    return mask_frames(clean + batch.sigma_y[:, None, None, None, None] * noise, batch.mask)
+
+
+class FailureLog:
+    """The first step at which each sample's residual was not finite, kept on the device: no step waits for it."""
+
+    def __init__(self, samples: int, device: torch.device) -> None:
+        self._first = torch.full((samples,), -1, device=device)
+
+    def record(self, index: int, residual: Tensor) -> None:
+        new = (self._first < 0) & ~residual.isfinite()
+        self._first = torch.where(new, index, self._first)
+
+    def status(self, x_hat: Tensor, zeta: Tensor) -> list[str]:
+        finite = x_hat.flatten(1).isfinite().all(dim=1).tolist()
+        statuses = []
+        for first, good, scale in zip(self._first.tolist(), finite, zeta.tolist(), strict=True):
+            where = f"step {first}" if first >= 0 else "the last step"
+            statuses.append("ok" if good and first < 0 else f"non-finite at {where} with zeta {scale:g}")
+        return statuses
+
+
+def check_frames(prior: Prior, num_frames: Sequence[int]) -> None:
+    """Raise UserError if the prior's videos do not have so many frames."""
+    total = prior.latent_shape[0]
+    for number in num_frames:
+        if not 1 <= number <= total:
+            raise UserError(f"grid.num_frames: {number} is not between 1 and {total}, the frames of the prior's videos")
