@@ -1,0 +1,236 @@
+"""A tiny sweep end to end: the files of the contract, resuming, failures, and the means over noise instances."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from vsr_lightning.config import UserError, load_config
+from vsr_lightning.data.clips import to_video
+from vsr_lightning.evaluation import results
+from vsr_lightning.evaluation.run import UntilTimeIsUp, sweep
+from vsr_lightning.inference.lit_vsr import LitVSR
+from vsr_lightning.metrics import psnr
+from vsr_lightning.models.prior import fingerprint, load_prior, load_vae, read_card, save_prior
+from vsr_lightning.training.run import make_datamodule
+
+SWEEP = Path(__file__).parents[1] / "experiments" / "moving_mnist" / "sweep_frames.yaml"
+TINY = [
+    *("data.digits=embedded", "data.test_videos=2", "sampler.steps=3", "sampler.zeta=0.5"),
+    *("grid.videos=2", "grid.noises=2", "grid.num_frames=[1,3]", "grid.order=[random]"),
+    *("trainer.accelerator=cpu", "trainer.progress=false", "trainer.batch_size=3"),
+]
+ITEMS = 8
+CONTRACT = {
+    *("video", "noise", "factor", "num_frames", "order", "sigma_h", "sigma_y", "sampler", "steps", "zeta"),
+    *("psnr_first", "psnr_mean", "ssim_mean", "residual_rms", "seed", "seconds", "kernel", "prior"),
+    *("dataset", "status"),
+}
+
+
+def experiment(prior, runs_dir, *overrides):
+    return load_config(SWEEP, [*TINY, f"prior={prior}", f"runs_dir={runs_dir}", *overrides])
+
+
+@pytest.fixture
+def restored_sizes(monkeypatch):
+    """The number of items in every batch that is restored from here on."""
+    sizes = []
+    predict_step = LitVSR.predict_step
+
+    def spy(self, batch, batch_idx):
+        sizes.append(batch.size)
+        return predict_step(self, batch, batch_idx)
+
+    monkeypatch.setattr(LitVSR, "predict_step", spy)
+    return sizes
+
+
+def rows_by_item(folder):
+    return {results.item_key(row): row for row in results.read_table(folder / "results.csv")}
+
+
+def lines(folder):
+    return [json.loads(line) for path in folder.glob("rows/*.jsonl") for line in path.read_text().splitlines()]
+
+
+def assert_same_rows(found, expected, tolerance=0.05):
+    assert found.keys() == expected.keys()
+    for key, row in expected.items():
+        assert found[key]["status"] == row["status"] == "ok"
+        for column in ("psnr_first", "psnr_mean", "psnr_first_vae", "psnr_first_bicubic"):
+            assert found[key][column] == pytest.approx(row[column], abs=tolerance), (key, column)
+        assert found[key]["ssim_mean"] == pytest.approx(row["ssim_mean"], abs=1e-3)
+
+
+def test_files_of_the_contract_and_a_second_run_that_changes_nothing(tiny_prior, tmp_path, restored_sizes):
+    folder = sweep(experiment(tiny_prior, tmp_path))
+    assert folder == tmp_path / "frame_count"
+    names = ["config.yaml", "results.csv", "summary.csv", "means.csv", "clips.h5", "fig2.png", "fig3.png"]
+    assert {*names, "meta.json", "rows"} <= {path.name for path in folder.iterdir()}
+    assert not list(folder.rglob("*.tmp"))
+    meta = json.loads((folder / "meta.json").read_text())
+    assert {"command", "git", "versions", "hardware"} <= meta.keys()
+    assert yaml.safe_load((folder / "config.yaml").read_text())["grid"]["num_frames"] == [1, 3]
+
+    rows = results.read_table(folder / "results.csv")
+    assert len(rows) == len(rows_by_item(folder)) == ITEMS
+    assert set(rows[0]) >= CONTRACT
+    assert {row["dataset"] for row in rows} == {"moving_mnist embedded test"}
+    assert {(row["sampler"], row["kernel"], row["factor"], row["prior"]) for row in rows} == {
+        ("dps", "gaussian", 8, f"tiny_prior@{fingerprint(tiny_prior)}")
+    }
+    assert len(lines(folder)) == ITEMS
+    assert [(line["num_frames"], line["n"]) for line in results.read_table(folder / "summary.csv")] == [(1, 4), (3, 4)]
+    clips = results.read_clips(folder)
+    assert [len(clip["frames"]) for clip in clips] == [1, 3]
+    assert clips[0]["observed"].shape == (10, 8, 8, 1)
+    truth = make_datamodule(experiment(tiny_prior, tmp_path)).test_clips()[0]
+    assert np.array_equal(clips[0]["truth"], truth.numpy())
+
+    before = {name: (folder / name).read_bytes() for name in names if not name.endswith(("h5", "png"))}
+    restored_sizes.clear()
+    sweep(experiment(tiny_prior, tmp_path, "trainer.batch_size=5"))  # how it computes is no part of its identity
+    assert restored_sizes == []
+    assert {name: (folder / name).read_bytes() for name in before} == before
+
+
+def test_batch_size_does_not_matter(tiny_prior, tmp_path):
+    alone = sweep(experiment(tiny_prior, tmp_path, "name=alone", "trainer.batch_size=1"))
+    together = sweep(experiment(tiny_prior, tmp_path, "name=together", "trainer.batch_size=16"))
+    assert_same_rows(rows_by_item(together), rows_by_item(alone))
+
+
+def test_a_killed_sweep_is_finished_by_the_same_command(tiny_prior, tmp_path, monkeypatch, restored_sizes):
+    predict_step = LitVSR.predict_step
+
+    def die(self, batch, batch_idx):
+        if batch_idx == 1:
+            raise RuntimeError("killed")
+        return predict_step(self, batch, batch_idx)
+
+    killed = experiment(tiny_prior, tmp_path, "name=killed")
+    with monkeypatch.context() as patch:
+        patch.setattr(LitVSR, "predict_step", die)
+        with pytest.raises(RuntimeError, match="killed"):
+            sweep(killed)
+    (path,) = (tmp_path / "killed" / "rows").glob("*.jsonl")
+    path.write_text(path.read_text() + '{"video": 1, "noi')  # a torn last line
+    assert restored_sizes == [3]
+
+    sweep(killed)
+    assert sum(restored_sizes) == ITEMS == len(lines(tmp_path / "killed"))
+    straight = sweep(experiment(tiny_prior, tmp_path, "name=straight"))
+    assert_same_rows(rows_by_item(tmp_path / "killed"), rows_by_item(straight))
+
+
+def test_a_sweep_out_of_time_is_finished_by_the_same_command(tiny_prior, tmp_path, capsys, restored_sizes):
+    folder = sweep(experiment(tiny_prior, tmp_path, "trainer.max_minutes=1e-9"))
+    assert restored_sizes == [3]
+    assert f"3 of {ITEMS} restorations; the same command goes on" in capsys.readouterr().out
+    assert len(results.read_table(folder / "results.csv")) == 3
+    sweep(experiment(tiny_prior, tmp_path))
+    assert f"{ITEMS} of {ITEMS} restorations\n" in capsys.readouterr().out
+    assert len(rows_by_item(folder)) == ITEMS == sum(restored_sizes)
+
+
+def test_the_time_limit_lets_one_batch_through():
+    assert list(UntilTimeIsUp(3, max_minutes=0)) == [0, 1, 2]
+    assert list(UntilTimeIsUp(3, max_minutes=1e-9)) == [0]
+    assert list(UntilTimeIsUp(0, max_minutes=1e-9)) == []
+
+
+def test_failed_items_are_kept_marked_and_tried_again(tiny_prior, tmp_path, restored_sizes):
+    # The square of so much noise overflows float32.
+    overrides = ["grid.sigma_y=[0.02,3e18]", "grid.num_frames=[2]", "grid.noises=1", "trainer.batch_size=4"]
+    folder = sweep(experiment(tiny_prior, tmp_path, *overrides))
+    rows = results.read_table(folder / "results.csv")
+    assert [(row["sigma_y"], row["status"]) for row in rows[:2]] == [(0.02, "ok")] * 2
+    assert len(rows) == 4
+    assert [row["status"] for row in rows[2:]] == ["non-finite at step 0 with zeta 0.5"] * 2
+    assert {(line["n"], line["failed"]) for line in results.read_table(folder / "summary.csv")} == {(2, 0), (0, 2)}
+    assert len(results.read_table(folder / "means.csv")) == 2
+    sweep(experiment(tiny_prior, tmp_path, *overrides))
+    assert restored_sizes == [4, 2]  # only the failed ones
+    assert len(results.read_table(folder / "results.csv")) == 4
+
+
+def test_a_later_success_replaces_a_failure(tiny_prior, tmp_path, monkeypatch):
+    predict_step = LitVSR.predict_step
+
+    def fail_last(self, batch, batch_idx):
+        restoration = predict_step(self, batch, batch_idx)
+        restoration.x_hat[-1] = torch.nan
+        restoration.status[-1] = "non-finite at the last step with zeta 0.5"
+        return restoration
+
+    command = experiment(tiny_prior, tmp_path, "name=again", "grid.num_frames=[2]")
+    with monkeypatch.context() as patch:
+        patch.setattr(LitVSR, "predict_step", fail_last)
+        folder = sweep(command)
+    failed = [row["status"] for row in results.read_table(folder / "results.csv") if row["status"] != "ok"]
+    assert len(failed) == 2
+    sweep(command)
+    straight = sweep(experiment(tiny_prior, tmp_path, "name=straight", "grid.num_frames=[2]"))
+    assert_same_rows(rows_by_item(folder), rows_by_item(straight))
+    for found, expected in zip(*(results.read_table(f / "means.csv") for f in (folder, straight)), strict=True):
+        assert found["n_samples"] == expected["n_samples"] == 2
+        assert found["psnr_first_of_mean"] == pytest.approx(expected["psnr_first_of_mean"], abs=0.05)
+
+
+def test_means_over_noise_instances_by_hand(tiny_prior, tmp_path):
+    command = experiment(tiny_prior, tmp_path, "grid.num_frames=[2]")
+    folder = sweep(command)
+    restored = results.load_restored(folder)
+    truth = make_datamodule(command).test_clips()
+    means = results.read_table(folder / "means.csv")
+    assert [row["video"] for row in means] == [0, 1]
+    for row in means:
+        samples = [restored[key] for key, item in rows_by_item(folder).items() if item["video"] == row["video"]]
+        mean = torch.from_numpy(np.mean(np.stack(samples).astype(np.float64), axis=0))
+        quality = psnr(to_video(mean)[None], to_video(truth[row["video"]])[None])[0]
+        assert row["psnr_first_of_mean"] == pytest.approx(quality[0].item(), abs=1e-4)
+        assert row["psnr_mean_of_mean"] == pytest.approx(quality.mean().item(), abs=1e-4)
+        assert row["n_samples"] == 2
+
+
+def test_a_prior_that_was_trained_again_is_refused(tiny_prior, tmp_path):
+    """Its rows must not mix with those of the prior that had this folder before."""
+    sweep(experiment(tiny_prior, tmp_path))
+    vae, dit = load_vae(tiny_prior), load_prior(tiny_prior).dit
+    torch.nn.init.ones_(dit.final.bias)
+    save_prior(tiny_prior, read_card(tiny_prior), vae, dit)
+    with pytest.raises(UserError, match=r"another prior.*new name="):
+        sweep(experiment(tiny_prior, tmp_path))
+
+
+def test_a_run_folder_of_another_configuration_is_refused(tiny_prior, tmp_path):
+    folder = sweep(experiment(tiny_prior, tmp_path, "grid.num_frames=[1]", "grid.noises=1", "grid.videos=1"))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(
+        UserError, match=r"holds a run with another grid.noises; start a new one with name=frame_count-2"
+    ):
+        sweep(experiment(tiny_prior, tmp_path, "grid.num_frames=[1]", "grid.videos=1"))
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("grid.num_frames=[0]", r"grid.num_frames: 0 is not between 1 and 10"),
+        ("grid.num_frames=[11]", r"grid.num_frames: 11 is not between 1 and 10"),
+        ("grid.order=[backwards]", r"grid.order.*backwards"),
+        ("grid.videos=3", r"grid.videos: 3 asked for, the test split has 2"),
+        ("grid.steps=[2000]", r"sampler.steps: 2000 is not between"),
+        ("degradation.factor=7", r"factor"),
+        ("data.num_frames=5", r"prior: .* makes videos \(10, 1, 64, 64\)"),
+        ("prior=nowhere", r"nowhere/card.yaml: no such file"),
+    ],
+)
+def test_bad_input_is_told_before_anything_is_written(override, message, tiny_prior, tmp_path):
+    with pytest.raises(UserError, match=message):
+        sweep(experiment(tiny_prior, tmp_path / "runs", override))
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,123 @@
+"""A sweep as a dataset: one item for each clip, noise instance and condition."""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vsr_lightning.config import Grid, UserError
+from vsr_lightning.data.clips import to_video
+from vsr_lightning.degradation.frame_mask import frame_mask, observed_frames
+from vsr_lightning.inference.lit_vsr import ObservationBatch
+
+
+@dataclass(frozen=True)
+class Item:
+    """One restoration to make."""
+
+    num_frames: int
+    order: str
+    sigma_h: float
+    sigma_y: float
+    steps: int
+    zeta: float
+    video: int
+    noise: int
+
+
+Sample = tuple[Item, Tensor]  # an item and its clip, uint8 (F, H, W, C)
+
+
+def grid_items(grid: Grid, sampler: dict[str, Any]) -> list[Item]:
+    """Every combination of the grid's lists, videos and noise instances, with equal `steps` side by side."""
+    for key in ("steps", "zeta"):
+        if not getattr(grid, key) and key not in sampler:
+            raise UserError(f"sampler.{key}: missing; the sweep needs a number, or the list grid.{key}")
+    if not grid.zeta and not 0 <= sampler["zeta"] < math.inf:
+        raise UserError(f"sampler.zeta: {sampler['zeta']} is negative or not finite")
+    conditions = itertools.product(
+        grid.steps or [sampler["steps"]],
+        grid.zeta or [sampler["zeta"]],
+        grid.num_frames,
+        grid.order,
+        grid.sigma_h,
+        grid.sigma_y,
+    )
+    return [
+        Item(frames, order, float(sigma_h), float(sigma_y), steps, float(zeta), video, noise)
+        for steps, zeta, frames, order, sigma_h, sigma_y in conditions
+        for video in range(grid.videos)
+        for noise in range(grid.noises)
+    ]
+
+
+def batches_of_rank(items: Sequence[Item], batch_size: int, rank: int, world_size: int) -> list[list[int]]:
+    """Indices of the items that a rank restores together: equal `steps` in a batch, no item twice, none left out."""
+    batches: list[list[int]] = []
+    for _, members in itertools.groupby(range(len(items)), key=lambda index: items[index].steps):
+        group = list(members)
+        batches += [group[start : start + batch_size] for start in range(0, len(group), batch_size)]
+    return batches[rank::world_size]
+
+
+class GridDataset(Dataset[ObservationBatch]):
+    """The batches of one rank, each made when it is asked for.
+
+    Args:
+        items: all restorations that are to be made.
+        batches: indices of the items in each batch of this rank.
+        clips: uint8 (F, H, W, C) by video number.
+        seed: of the sweep.
+        pad_to: keep this batch size by repeating the last sample, so that one shape serves; None for no padding.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        batches: list[list[int]],
+        clips: Dataset[Tensor],
+        seed: int,
+        pad_to: int | None,
+    ) -> None:
+        self.items, self.batches, self.clips, self.seed, self.pad_to = items, batches, clips, seed, pad_to
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> ObservationBatch:
+        if index >= len(self):
+            raise IndexError(index)  # ends a for loop
+        items = [self.items[i] for i in self.batches[index]]
+        return observation_batch([(item, self.clips[item.video]) for item in items], self.seed, self.pad_to)
+
+
+def observation_batch(samples: list[Sample], seed: int, pad_to: int | None = None) -> ObservationBatch:
+    size = len(samples)
+    samples = samples + samples[-1:] * ((pad_to or size) - size)
+    items = [item for item, _ in samples]
+    x = to_video(torch.stack([clip for _, clip in samples]))
+    return ObservationBatch(
+        x=x,
+        mask=frame_mask([frames_of(item, x.shape[1], seed) for item in items], x.shape[1]),
+        sigma_h=[item.sigma_h for item in items],
+        sigma_y=torch.tensor([item.sigma_y for item in items]),
+        keys=[(seed, item.video, item.noise) for item in items],
+        steps=items[0].steps,
+        zeta=torch.tensor([item.zeta for item in items]),
+        size=size,
+    )
+
+
+def frames_of(item: Item, total: int, seed: int) -> list[int]:
+    """Indices of the observed frames."""
+    return observed_frames(item.num_frames, total, item.order, seed, item.video)
+
+
+def row_maker(fixed: dict[str, Any]) -> Callable[[Item], dict[str, Any]]:
+    """Result rows of items, without what is measured; `fixed` holds the columns that the whole sweep shares."""
+    return lambda item: {**fixed, **asdict(item)}
