@@ -1,0 +1,109 @@
+"""Two real processes on the CPU: no item lost or repeated, the same rows as one process, training that resumes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from vsr_lightning.config import load_config
+from vsr_lightning.evaluation import results
+from vsr_lightning.evaluation.run import sweep
+
+ROOT = Path(__file__).parents[1]
+EXPERIMENTS = ROOT / "experiments" / "moving_mnist"
+CPU = ["trainer.accelerator=cpu", "trainer.progress=false", "data.digits=embedded"]
+SWEEP = ["sampler.steps=3", "sampler.zeta=0.5", "grid.videos=3", "grid.noises=1", "grid.num_frames=[1,3]"]
+VAE = [
+    *("data.num_frames=2", "data.batch_size=1", "data.num_workers=0", "data.val_videos=2", "data.num_videos=7"),
+    *("vae.latent_channels=4", "vae.widths=[8,8,8]", "vae.encoder_blocks=[1,1,1]", "vae.decoder_blocks=[1,1,1]"),
+    *("training.max_steps=12", "training.val_every=12", "training.warmup_steps=2", "training.decay_steps=2"),
+]
+# The command line, and beside each checkpoint the weights that every rank holds.
+TRAIN_AND_DUMP = """
+import sys
+import torch
+from vsr_lightning.__main__ import main
+from vsr_lightning.training.callbacks import LastCheckpoint
+
+save = LastCheckpoint._save
+
+def save_and_dump(self, trainer):
+    save(self, trainer)
+    torch.save(trainer.lightning_module.state_dict(), self.path.with_name(f"rank-{trainer.global_rank}.pt"))
+
+LastCheckpoint._save = save_and_dump
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def run_two(*command):
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, *command, *CPU, "trainer.devices=2"],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def rows_by_rank(folder):
+    return [results._read_lines(path) for path in sorted(folder.glob("rows/rank-*.jsonl"))]
+
+
+def test_a_sweep_by_two_processes_has_the_rows_of_one(tiny_prior, tmp_path):
+    overrides = [*SWEEP, f"prior={tiny_prior}", f"runs_dir={tmp_path}", "grid.order=[random]", "trainer.batch_size=2"]
+    path = EXPERIMENTS / "sweep_frames.yaml"
+    run_two("-m", "vsr_lightning", "sweep", str(path), *overrides, "name=two", "full=true")
+    by_rank = rows_by_rank(tmp_path / "two")
+    assert [len(rows) for rows in by_rank] == [4, 2]
+    two = {results.item_key(row): row for rows in by_rank for row in rows}
+
+    sweep(load_config(path, [*CPU, *overrides, "name=one"]))
+    one = {results.item_key(row): row for row in results.read_rows(tmp_path / "one")}
+    assert two.keys() == one.keys()
+    assert len(two) == 6
+    for key, row in one.items():
+        for column in ("psnr_first", "psnr_mean"):
+            assert two[key][column] == pytest.approx(row[column], abs=0.05)
+    tables = [results.read_table(tmp_path / name / "summary.csv") for name in ("one", "two")]
+    assert [(row["num_frames"], row["n"]) for row in tables[1]] == [(row["num_frames"], row["n"]) for row in tables[0]]
+
+
+def test_fewer_items_than_processes(tiny_prior, tmp_path):
+    overrides = [*SWEEP, f"prior={tiny_prior}", f"runs_dir={tmp_path}", "grid.videos=1", "grid.num_frames=[2]"]
+    path = EXPERIMENTS / "sweep_frames.yaml"
+    out = run_two("-m", "vsr_lightning", "sweep", str(path), *overrides, "grid.order=[sequential]", "full=true")
+    assert "1 of 1 restorations" in out
+    assert [row["status"] for row in results.read_rows(tmp_path / "frame_count")] == ["ok"]
+
+
+def test_training_by_two_processes_stops_and_goes_on_with_equal_weights(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(TRAIN_AND_DUMP)
+    command = [str(script), "train", str(EXPERIMENTS / "vae.yaml"), *VAE, f"runs_dir={tmp_path / 'runs'}"]
+    folder = tmp_path / "runs" / "moving_mnist_vae"
+
+    out = run_two(*command, "trainer.max_minutes=1e-9")
+    assert "stopped at step 10" in out
+    first = weights_of_ranks(folder)
+    run_two(*command)
+    second = weights_of_ranks(folder)
+    assert any(not torch.equal(value, first[name]) for name, value in second.items())
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert (checkpoint["global_step"], checkpoint["devices"]) == (12, 2)
+    assert (folder / "prior" / "card.yaml").exists()
+
+
+def weights_of_ranks(folder):
+    """The weights of rank 0, which must be those of rank 1."""
+    ranks = [torch.load(folder / "checkpoints" / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
+    for name, value in ranks[0].items():
+        assert torch.equal(value, ranks[1][name]), name
+    return ranks[0]

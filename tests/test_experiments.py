@@ -1,0 +1,59 @@
+"""Every shipped YAML loads, and everything that it names can be built."""
+
+from pathlib import Path
+
+import pytest
+
+from vsr_lightning.config import build, load_config
+from vsr_lightning.data.clips import ClipDataModule
+from vsr_lightning.evaluation.grid import grid_items
+from vsr_lightning.models.prior import Prior
+from vsr_lightning.models.vae import VAE
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+FILES = sorted(EXPERIMENTS.rglob("*.yaml"))
+SIZE = 64  # pixels
+
+
+@pytest.fixture(params=FILES, ids=lambda path: path.relative_to(EXPERIMENTS).as_posix())
+def path(request):
+    return request.param
+
+
+def test_opens_with_a_comment(path):
+    first = path.read_text().splitlines()[0]
+    assert first.startswith("# ")
+    assert len(first) > 10
+
+
+def test_networks_and_data_build(path):
+    experiment = load_config(path)
+    if experiment.data:
+        assert isinstance(build({"seed": 0, **experiment.data}, "data"), ClipDataModule)
+    if experiment.vae:
+        assert isinstance(build(experiment.vae, "vae"), VAE)
+    if experiment.dit:
+        schedule = build(experiment.schedule, "schedule")
+        vae = VAE(latent_channels=experiment.dit["latent_channels"])
+        frames, _, height, width = Prior(vae, build(experiment.dit, "dit"), schedule).video_shape
+        assert (frames, height, width) == (experiment.data["num_frames"], SIZE, SIZE)
+        schedule.respaced(experiment.training.check_steps)
+
+
+def test_sampling_builds_with_and_without_gpu(path):
+    for overrides in ([], load_config(path).without_gpu):
+        experiment = load_config(path, overrides)
+        if experiment.degradation:
+            degradation = build(experiment.degradation, "degradation")
+            sigma_h = experiment.grid.sigma_h if degradation.kernel == "gaussian" else [0.0]
+            operator = degradation.operator(sigma_h, SIZE, SIZE)
+            assert operator.A_v.shape == (len(sigma_h), SIZE // degradation.factor, SIZE)
+        if experiment.sampler:
+            assert callable(build(experiment.sampler, "sampler"))
+        for target in experiment.figures:
+            assert callable(build({"target": target}, "figures", run_dir=path))
+        if experiment.sampler and experiment.data:
+            schedule = build(experiment.schedule, "schedule")
+            for steps in {item.steps for item in grid_items(experiment.grid, experiment.sampler)}:
+                schedule.respaced(steps)
+            assert max(experiment.grid.num_frames) <= experiment.data["num_frames"]
