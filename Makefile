@@ -3,8 +3,8 @@
 #   PRIOR=folder   the prior that sampling loads and training exports      DEVICES=n   GPUs
 SHELL := /bin/bash
 PYTHON ?= python3
-# Torch first and by itself: a plain `torch` brings several GB of CUDA packages to machines that have no use for them.
-# On a GPU machine: make setup TORCH=torch
+# Torch first and by itself, so that nothing else chooses its build. PyPI's Linux wheel brings several GB of CUDA
+# packages; without a GPU: make setup TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch==2.13.0
 PRIOR ?= data/checkpoints/moving_mnist
 DEVICES ?= 1
@@ -49,7 +49,8 @@ check: lint typecheck test ## All checks that CI makes
 data-mnist: $(READY) ## Fetch and verify MNIST, and the official test sequences where they can be had
 	$(VSR) data $(MNIST)/data.yaml $(OVERRIDES)
 
-train-mnist: $(READY) ## Train the VAE, then the DiT, then export to PRIOR; run again to go on where it stopped
+train-mnist: PRIOR = data/checkpoints/mine
+train-mnist: $(READY) ## Train VAE and DiT, export to PRIOR (data/checkpoints/mine); run again to go on where it stopped
 	$(VSR) train $(VAE) trainer.devices=$(DEVICES) $(OVERRIDES)
 	$(VSR) train $(DIT) trainer.devices=$(DEVICES) $(OVERRIDES)
 	$(VSR) export $(DIT) prior=$(PRIOR) $(OVERRIDES)

@@ -247,21 +247,21 @@ def test_missing_digits(refused, mnist, command):
 
 @pytest.mark.parametrize("command", ["sweep", "train"])
 def test_a_run_folder_of_another_configuration(refused, experiment, command):
-    runs.open_run(load_config(experiment, ["seed=1"]), "earlier")
+    runs.open_run(load_config(experiment, ["seed=1"]), command, {})
     line = refused(command, "seed=2")
     assert "another seed" in line
     assert "name=tiny-2" in line
 
 
-@pytest.mark.parametrize("content", ["- 1", "a: [", "data: 1"])
+@pytest.mark.parametrize("content", ["- 1", "a: ["])
 def test_a_run_folder_with_a_damaged_configuration(refused, experiment, content):
-    (runs.open_run(load_config(experiment), "earlier") / "config.yaml").write_text(content)
+    (runs.open_run(load_config(experiment), "sweep", {}) / "config.yaml").write_text(content)
     assert "config.yaml" in refused("sweep")
 
 
 @pytest.mark.parametrize("command", ["train", "export"])
 def test_a_checkpoint_of_another_experiment(experiment, capfd, command):
-    folder = runs.open_run(load_config(experiment), "earlier")
+    folder = runs.open_run(load_config(experiment), "train", {})
     checkpoint = folder / "checkpoints" / "last.ckpt"
     checkpoint.parent.mkdir()
     other = build({"target": "vsr_lightning.models.vae.VAE", "widths": [8, 8, 16]}, "vae")

@@ -1,5 +1,6 @@
 """A tiny sweep end to end: the files of the contract, resuming, failures, and the means over noise instances."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -99,9 +100,17 @@ def test_files_of_the_contract_and_a_second_run_that_changes_nothing(tiny_prior,
 
 
 def test_batch_size_does_not_matter(tiny_prior, tmp_path):
-    alone = sweep(experiment(tiny_prior, tmp_path, "name=alone", "trainer.batch_size=1"))
-    together = sweep(experiment(tiny_prior, tmp_path, "name=together", "trainer.batch_size=16"))
+    strong = ("sampler.steps=6", "sampler.zeta=100")
+    alone = sweep(experiment(tiny_prior, tmp_path, "name=alone", "trainer.batch_size=1", *strong))
+    together = sweep(experiment(tiny_prior, tmp_path, "name=together", "trainer.batch_size=16", *strong))
     assert_same_rows(rows_by_item(together), rows_by_item(alone))
+    one, many = results.load_restored(alone), results.load_restored(together)
+    assert one.keys() == many.keys()
+    videos = [many[key].astype(int) for key in one]
+    for key, video in zip(one, videos, strict=True):
+        assert abs(one[key] - video).max() <= 1  # level of 255: rounding
+    for a, b in itertools.combinations(videos, 2):
+        assert abs(a - b).max() > 5  # every item is a restoration of its own: none took another's place
 
 
 def test_a_killed_sweep_is_finished_by_the_same_command(tiny_prior, tmp_path, monkeypatch, restored_sizes):
@@ -203,7 +212,7 @@ def test_a_prior_that_was_trained_again_is_refused(tiny_prior, tmp_path):
     vae, dit = load_vae(tiny_prior), load_prior(tiny_prior).dit
     torch.nn.init.ones_(dit.final.bias)
     save_prior(tiny_prior, read_card(tiny_prior), vae, dit)
-    with pytest.raises(UserError, match=r"another prior.*new name="):
+    with pytest.raises(UserError, match=r"another prior.*name=frame_count-2"):
         sweep(experiment(tiny_prior, tmp_path))
 
 

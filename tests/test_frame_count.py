@@ -130,12 +130,12 @@ def test_fig3_shows_means_errors_and_baseline(run_dir):
     assert all(float(tick).is_integer() for tick in axes.get_xticks())
 
 
-def test_fig3_shares_the_ends_that_have_no_order():
+def test_fig3_shows_only_what_was_measured():
     rows = [item(n, "sequential", 0, 0, 20.0 + n) for n in (1, 2, 3, 4)]
     rows += [item(n, "random", 0, 0, 22.0 + n) for n in (2,)]
     (axes,) = draw_fig3(rows).axes
     points = lines_of(axes)["random order"].lines[0]
-    assert points.get_xydata().tolist() == [[1, 21], [2, 24], [4, 24]]
+    assert points.get_xydata().tolist() == [[2, 24]]
 
 
 def test_fig3_has_a_panel_for_each_setting():
@@ -183,7 +183,9 @@ def test_fig2_picks_six_numbers_of_the_sequential_order(tmp_path):
 
 def test_make_figures_writes_pictures(run_dir):
     paths = make_figures(run_dir)
-    assert [path.name for path in paths] == ["fig2.png", "fig3.png"]
+    assert [path.name for path in paths] == ["fig2.png", "fig3.png", "paired.csv"]
+    by_number = {row["num_frames"]: row["psnr_first_difference"] for row in read_table(paths.pop())}
+    assert by_number == pytest.approx({1: 1, 2: 1, 5: 1, 10: 1})
     for path in paths:
         pixels = np.asarray(Image.open(path).convert("RGB"))
         assert min(pixels.shape[:2]) >= 600
@@ -198,10 +200,10 @@ def test_make_figures_skips_what_has_no_data(tmp_path):
     assert make_figures(tmp_path) == []
     RowWriter(tmp_path).append([item(3, order, 0, 0, 20.0) for order in ("sequential", "random")])
     write_tables(tmp_path)
-    assert make_figures(tmp_path) == []  # one number of frames is no curve
+    assert make_figures(tmp_path) == [tmp_path / "paired.csv"]  # one number of frames is no curve
     RowWriter(tmp_path).append([item(1, "sequential", 0, 0, 18.0)])
     write_tables(tmp_path)
-    assert make_figures(tmp_path) == [tmp_path / "fig3.png"]
+    assert make_figures(tmp_path) == [tmp_path / "fig3.png", tmp_path / "paired.csv"]
 
 
 def test_fig2_without_clips_names_the_file(tmp_path):

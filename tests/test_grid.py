@@ -39,7 +39,7 @@ def test_the_shipped_sweep_has_1600_items():
     assert {(item.num_frames, item.order) for item in items} == set(
         itertools.product(range(1, 11), ["sequential", "random"])
     )
-    assert {(item.sigma_h, item.sigma_y, item.steps, item.zeta) for item in items} == {(2.0, 0.02, 250, 6.0)}
+    assert {(item.sigma_h, item.sigma_y, item.steps, item.zeta) for item in items} == {(2.0, 0.02, 250, 13.0)}
 
 
 def test_lists_of_the_grid_stand_over_the_sampler():

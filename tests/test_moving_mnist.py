@@ -268,11 +268,12 @@ def test_validation_loader_is_plain():
 
 
 def test_description_names_the_digits(monkeypatch):
-    assert MovingMNIST(batch_size=2).describe()["digits"] == "mnist"
+    assert MovingMNIST(batch_size=2).clips_name("val") == "moving_mnist mnist val"
     monkeypatch.setattr(moving_mnist, "resolve_digits", lambda name, dir: "embedded")
-    facts = MovingMNIST(batch_size=2, digits="auto").describe()
-    assert facts["dataset"] == "moving_mnist"
-    assert facts["digits"] == "embedded"
+    assert MovingMNIST(batch_size=2, digits="auto").clips_name("test") == "moving_mnist embedded test"
+    official = MovingMNIST(batch_size=2, digits="embedded", source="data/moving-mnist-official.h5")
+    assert official.clips_name("test") == "moving_mnist moving-mnist-official.h5 test"
+    assert official.clips_name("val") == "moving_mnist embedded val"
 
 
 @pytest.mark.parametrize("wrong", [{"embedded_share": 1.5}, {"num_videos": 0}, {"test_videos": 0}])

@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     try:
         experiment = load_config(options.experiment, options.overrides)
-        if options.command == "sweep":
+        if options.command in ("sweep", "figures"):
             experiment = _fit_to_machine(experiment, options)
         if options.print_config:
             print(to_yaml(experiment), end="")
@@ -36,9 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # no permission, no space, a file where a folder should be
-        if options.debug or error.filename is None:
+        if options.debug:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"error: {error.filename + ': ' if error.filename else ''}{error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from what is on disk", file=sys.stderr)

@@ -150,6 +150,7 @@ class Experiment:
     figures: list[str] = field(default_factory=list)  # functions that draw a run folder's figures
     without_gpu: list[str] = field(default_factory=list)  # overrides of a sweep on a machine without a GPU
     full: bool = False  # the whole grid all the same
+    unfinished: bool = False  # export a prior although its training has not reached training.max_steps
     training: Training = field(default_factory=Training)
     trainer: Trainer = field(default_factory=Trainer)
     grid: Grid = field(default_factory=Grid)
@@ -169,6 +170,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     for override in overrides:
         if "=" not in override:
             raise UserError(f"override '{override}': write it as key=value, for example seed=1")
+        if override.endswith("="):
+            override += "''"  # nothing is the empty text, not null
         try:
             parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
         except (yaml.YAMLError, OmegaConfBaseException) as error:
@@ -196,16 +199,23 @@ def to_yaml(experiment: Experiment) -> str:
     return yaml.safe_dump(dataclasses.asdict(experiment), sort_keys=False)
 
 
-def build(section: Mapping[str, Any], key: str, **given: Any) -> Any:
+def build(section: Mapping[str, Any], key: str, kind: type = object, **given: Any) -> Any:
     """Make what a `target:` section names: an instance of a class, or a function with its parameters bound.
 
-    `given` are arguments that the program supplies, and take precedence. `key` names the section in errors.
+    `given` are arguments that the program supplies, and take precedence. `key` names the section in errors, and
+    `kind` is what the instance must be. Raises UserError.
     """
     check_target(section, key)
     target = _resolve_target(section["target"], key)
     arguments = {name: value for name, value in section.items() if name != "target"} | given
     if not inspect.isclass(target):
+        if kind is not object:
+            raise UserError(f"{key}.target: {section['target']} is not a {kind.__name__}")
         return partial(target, **arguments)
+    if not issubclass(target, kind):
+        raise UserError(f"{key}.target: {section['target']} is not a {kind.__name__}")
+    if inspect.isabstract(target):
+        raise UserError(f"{key}.target: {section['target']} is a base; name one of its kinds")
     try:
         return target(**arguments)
     except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:  # a parameter is missing or out of range

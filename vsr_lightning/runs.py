@@ -20,39 +20,40 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from vsr_lightning.config import Experiment, UserError, to_yaml
 
-# What may change between two starts of one run: where and how it computes, and what it reports. A prior is known by
-# the fingerprint of its weights, not by its folder.
-NOT_IDENTITY = ("prior", "trainer", "logging", "runs_dir", "figures", "without_gpu", "full")
-NOT_IDENTITY_DATA = ("dir", "num_workers")
+# What the results of a run depend on. Where and how it computes, and what it reports, may change when it is resumed;
+# priors are known by the fingerprint of their weights, not by their folder.
+IDENTITY = {
+    "train": ("seed", "init", "data", "vae", "dit", "schedule", "training"),
+    "sweep": ("seed", "data", "degradation", "sampler", "grid"),
+}
+NOT_IDENTITY = {
+    "data": ("dir", "num_workers"),
+    "training": ("vae_prior", "val_every", "save_every", "log_every", "check_videos", "check_steps", "check_zeta"),
+}
+BIN = ".venv/bin/" if sys.prefix == str(Path(".venv").absolute()) else ""  # how a user reaches installed commands
 PACKAGES = ("vsr-lightning", "torch", "lightning", "torchmetrics", "numpy")
 
 
-def open_run(experiment: Experiment, command: str, inputs: dict[str, str] | None = None) -> Path:
-    """Make or reopen the folder `runs_dir/name`. Raises UserError if it holds a run of another configuration.
+def open_run(experiment: Experiment, kind: str, inputs: dict[str, str]) -> Path:
+    """Make or reopen the folder `runs_dir/name` of a run of a `kind`, `train` or `sweep`.
 
-    `inputs` are fingerprints of files that the results depend on: they must not have changed either. `meta.json`
-    keeps what began the run, and under `resumed` what went on with it.
+    `inputs` are fingerprints of what the results depend on beside the configuration. `meta.json` keeps them, what
+    began the run, and under `resumed` what went on with it. Raises UserError if the folder holds another run.
     """
     logging_mode(experiment)  # told before anything is written
     folder = Path(experiment.runs_dir) / experiment.name
-    path = folder / "config.yaml"
+    path, meta = folder / "config.yaml", _read_meta(folder / "meta.json")
     if path.exists():
-        _check_same_run(path, experiment)
+        _check_same_run(folder, experiment, kind, meta, inputs)
     elif rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / "config.yaml.tmp"
         temporary.write_text(to_yaml(experiment))
         temporary.replace(path)
-    meta = _read_meta(folder / "meta.json")
-    for name, fingerprint in (inputs or {}).items():
-        if meta.get("inputs", {}).get(name, fingerprint) != fingerprint:
-            raise UserError(f"{folder}: was begun with another {name}, whose files have changed since; use a new name=")
     if rank() == 0:
-        go = {"command": command, "started": now(), **describe_machine()}
-        write_json(
-            folder / "meta.json",
-            {**meta, "resumed": [*meta.get("resumed", []), go]} if meta else {**go, "inputs": inputs or {}},
-        )
+        go = {"command": command_line(), "started": now(), **describe_machine()}
+        resumed = {**meta, "resumed": [*meta.get("resumed", []), go]}
+        write_json(folder / "meta.json", resumed if meta else {"kind": kind, **go, "inputs": inputs})
     return folder
 
 
@@ -61,11 +62,14 @@ def rank() -> int:
     return getattr(rank_zero_only, "rank", None) or 0
 
 
-def identity(experiment: Experiment | dict[str, Any]) -> dict[str, Any]:
-    """The part of a configuration that a run's results depend on."""
+def identity(experiment: Experiment | dict[str, Any], kind: str) -> dict[str, Any]:
+    """The part of a configuration that the results of a run of that kind depend on."""
     content = experiment if isinstance(experiment, dict) else dataclasses.asdict(experiment)
-    kept = {key: value for key, value in content.items() if key not in NOT_IDENTITY}
-    kept["data"] = {key: value for key, value in kept.get("data", {}).items() if key not in NOT_IDENTITY_DATA}
+    kept = {key: content.get(key) for key in IDENTITY[kind]}
+    for section, keys in NOT_IDENTITY.items():
+        content_of = kept.get(section)
+        if isinstance(content_of, dict):
+            kept[section] = {key: value for key, value in content_of.items() if key not in keys}
     return kept
 
 
@@ -130,10 +134,18 @@ def make_logger(experiment: Experiment, folder: Path) -> WandbLogger | None:
         offline=mode == "offline",
         config=dataclasses.asdict(experiment),
     )
-    if rank() == 0 and mode == "offline":
-        directory = Path(logger.experiment.dir).parent
-        print(f"W&B is offline (no API key). Read the run: wandb leet {directory}  Upload it: wandb sync {directory}")
+    logger._wandb_init.pop("anonymous", None)  # Lightning passes None, of which W&B warns
+    if rank() == 0:
+        print(_how_to_read(logger))
     return logger
+
+
+def close_logger(logger: WandbLogger | None) -> None:
+    """End the W&B run, and say once more how to open it."""
+    if logger is not None and rank() == 0:
+        message = _how_to_read(logger)
+        logger.experiment.finish()
+        print(message)
 
 
 def logging_mode(experiment: Experiment) -> str:
@@ -152,22 +164,21 @@ def write_json(path: Path, content: Any) -> None:
     temporary.replace(path)
 
 
-def _check_same_run(path: Path, experiment: Experiment) -> None:
+def _check_same_run(
+    folder: Path, experiment: Experiment, kind: str, meta: dict[str, Any], inputs: dict[str, str]
+) -> None:
+    path = folder / "config.yaml"
     try:
-        stored = identity(dict(yaml.safe_load(path.read_text())))
-    except (
-        OSError,
-        UnicodeDecodeError,
-        yaml.YAMLError,
-        AttributeError,
-        TypeError,
-        ValueError,
-    ) as error:  # or it is no configuration
+        stored = identity(dict(yaml.safe_load(path.read_text())), kind)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, ValueError) as error:  # or it is no configuration
         raise UserError(f"{path}: cannot be read ({error.__class__.__name__}); choose a new name=") from None
-    different = differences(stored, identity(experiment))
+    different = differences(stored, identity(experiment, kind))
+    different += [name for name, value in inputs.items() if meta.get("inputs", {}).get(name, value) != value]
+    if meta.get("kind", kind) != kind:
+        different = [f"command: {meta['kind']}"]
     if different:
         raise UserError(
-            f"{path.parent}: holds a run with another {', '.join(different[:3])}; "
+            f"{folder}: holds a run with another {', '.join(different[:3])}; "
             f"start a new one with name={experiment.name}-2, or repeat the stored configuration to finish that one"
         )
 
@@ -178,6 +189,14 @@ def differences(a: Any, b: Any, prefix: str = "") -> list[str]:
         return [] if a == b else [prefix.rstrip(".")]
     keys = [*a, *(key for key in b if key not in a)]
     return [found for key in keys for found in differences(a.get(key), b.get(key), f"{prefix}{key}.")]
+
+
+def _how_to_read(logger: WandbLogger) -> str:
+    run = logger.experiment
+    if run.url:
+        return f"W&B: {run.url}"
+    folder = os.path.relpath(Path(run.dir).parent)
+    return f"W&B, offline: open it with `{BIN}wandb leet {folder}`, upload it with `{BIN}wandb sync {folder}`"
 
 
 def _read_meta(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import os
 import tempfile
 import threading
 import urllib.request
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -265,7 +266,7 @@ def stack(clips: Dataset[Tensor], indices: Iterable[int]) -> Tensor:
     return to_video(torch.stack([clips[index] for index in indices]))
 
 
-class ClipDataModule(lightning.LightningDataModule):
+class ClipDataModule(lightning.LightningDataModule, ABC):
     """The base of every dataset: subclasses say what the clips are, this class brings them to the device.
 
     Loaders yield uint8 (B, F, H, W, C), a quarter of the bytes; on the device that becomes float32 video
@@ -312,25 +313,25 @@ class ClipDataModule(lightning.LightningDataModule):
         self.dir = dir
         self.source = source
 
+    @abstractmethod
     def train_clips(self) -> Dataset[Tensor]:
         """Training clips, each uint8 (F, H, W, C); endless where the dataset says `endless = True`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def val_clips(self) -> Dataset[Tensor]:
         """Validation clips, at least the first `val_videos`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def test_clips(self) -> Dataset[Tensor]:
         """Test clips; nothing is trained or tuned on them."""
-        raise NotImplementedError
 
-    def describe(self) -> dict[str, Any]:
-        """Short facts about the data, for cards and results."""
-        raise NotImplementedError
+    @abstractmethod
+    def clips_name(self, split: str) -> str:
+        """What the clips of a split are, in a few words: the `dataset` of a result."""
 
+    @abstractmethod
     def fetch(self) -> None:
         """Get, verify and convert the data, printing what was done: the `data` command."""
-        raise NotImplementedError
 
     def train_dataloader(self) -> DataLoader[Tensor]:
         clips = self.train_clips()

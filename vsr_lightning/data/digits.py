@@ -45,10 +45,11 @@ def resolve_digits(name: str, dir: str = "") -> str:
     if name != "auto":
         return name
     try:
+        choice, reason = "mnist", "found"
         if not _has_mnist(dir):
             # A megabyte within 4 seconds: then the 11 take less than a minute.
             download_mnist(dir, seconds=4, first_bytes=1_000_000)
-        choice, reason = "mnist", "found, or just downloaded"
+            reason = "just downloaded"
     except UserError:
         choice, reason = "embedded", "scikit-learn's, since MNIST is neither here nor quickly downloaded"
     print(f"digits: {choice} ({reason})", file=sys.stderr)

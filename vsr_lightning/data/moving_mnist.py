@@ -274,14 +274,9 @@ class MovingMNIST(ClipDataModule):
         digits = load_digits(self.digits_name, "test", self.dir)
         return MovingMNISTClips(digits, _stream("test"), self.num_frames, self.test_videos)
 
-    def describe(self) -> dict[str, Any]:
-        return {
-            "dataset": "moving_mnist",
-            "digits": self.digits_name,
-            "embedded_share": self.embedded_share,
-            "num_videos": self.num_videos or "endless",
-            "test_clips": Path(self.source).name if self.source else "generated",
-        }
+    def clips_name(self, split: str) -> str:
+        made_of = Path(self.source).name if self.source and split == "test" else self.digits_name
+        return f"moving_mnist {made_of} {split}"
 
     def fetch(self) -> None:
         """Get and verify the digits, and make the store of the official sequences where they can be had."""

@@ -35,17 +35,18 @@ def sweep(experiment: Experiment) -> Path:
     runs.check_devices(experiment)
     prior = load_prior(experiment.prior)
     check_frames(prior, experiment.grid.num_frames)
-    degradation = build(experiment.degradation, "degradation")
-    datamodule = build({"seed": experiment.seed, "batch_size": 1, **experiment.data}, "data")
+    degradation = build(experiment.degradation, "degradation", Downsample)
+    datamodule = build({"seed": experiment.seed, "batch_size": 1, **experiment.data}, "data", ClipDataModule)
     clips = _clips(datamodule, experiment, prior)
     items = grid_items(experiment.grid, experiment.sampler)
-    sampler = build({k: v for k, v in experiment.sampler.items() if k not in ("steps", "zeta")}, "sampler")
+    sampler = _sampler(experiment)
     for steps in {item.steps for item in items}:
         prior.schedule.respaced(steps)  # bad numbers are told before anything is written
     degradation.operator(experiment.grid.sigma_h, *prior.video_shape[-2:])
-    to_row = row_maker(_fixed_columns(experiment, degradation, datamodule))
+    fixed = _fixed_columns(experiment, degradation, datamodule, prior)
+    to_row = row_maker(fixed)
 
-    folder = runs.open_run(experiment, runs.command_line(), {"prior": fingerprint(experiment.prior)})
+    folder = runs.open_run(experiment, "sweep", {key: fixed[key] for key in ("prior", "dataset")})
     done = {results.item_key(row) for row in results.read_rows(folder) if row["status"] == "ok"}
     missing = [item for item in items if results.item_key(to_row(item)) not in done]
     logger = runs.make_logger(experiment, folder)
@@ -54,6 +55,14 @@ def sweep(experiment: Experiment) -> Path:
     if runs.rank() == 0:
         _conclude(experiment, folder, items, clips, logger)
     return folder
+
+
+def _sampler(experiment: Experiment) -> Callable[..., Tensor]:
+    """The sampler, its own parameters bound; `steps` and `zeta` come with each item."""
+    section = {key: value for key, value in experiment.sampler.items() if key not in ("steps", "zeta")}
+    if given := {"prior", "degrade", "y", "noise", "on_step"} & section.keys():
+        raise UserError(f"sampler.{min(given)}: is given by the sweep; leave it out")
+    return build(section, "sampler")
 
 
 def _restore(
@@ -153,7 +162,7 @@ class RowSink(Callback):
         ]
         restored = to_uint8(outputs.x_hat.nan_to_num()).numpy()
         for index, item in enumerate(items):
-            if item.video == 0 and item.noise == 0:
+            if item.video == 0 and item.noise == 0 and rows[index]["status"] == "ok":
                 observed = to_uint8(outputs.y[index]).numpy()
                 truth = to_uint8(batch.x[index]).cpu().numpy()
                 frames = frames_of(item, len(truth), self.seed)
@@ -202,8 +211,9 @@ def _conclude(
     for path in [folder / "summary.csv", *figures]:
         print(path)
     if logger is not None:
-        results.log_results(logger.experiment, folder, figures)
-        logger.experiment.finish()
+        pictures = [path for path in figures if path.suffix == ".png"]
+        results.log_results(logger.experiment, folder, pictures)
+        runs.close_logger(logger)
 
 
 def make_figures(experiment: Experiment, folder: Path) -> list[Path]:
@@ -251,14 +261,12 @@ def _clips(datamodule: ClipDataModule, experiment: Experiment, prior: Prior) -> 
     return clips
 
 
-def _fixed_columns(experiment: Experiment, degradation: Downsample, datamodule: ClipDataModule) -> Row:
-    facts = datamodule.describe()
+def _fixed_columns(experiment: Experiment, degradation: Downsample, datamodule: ClipDataModule, prior: Prior) -> Row:
     return {
         "factor": degradation.factor,
         "kernel": degradation.kernel,
         "sampler": experiment.sampler["target"].rpartition(".")[2].removesuffix("_sample"),
         "seed": experiment.seed,
-        "prior": f"{Path(experiment.prior).resolve().name}@{fingerprint(experiment.prior)}",
-        "dataset": " ".join(str(facts[key]) for key in ("dataset", "digits") if key in facts)
-        + f" {experiment.grid.split}",
+        "prior": f"{prior.card.get('name', 'prior')}@{fingerprint(experiment.prior)}",
+        "dataset": datamodule.clips_name(experiment.grid.split),
     }

@@ -33,7 +33,7 @@ MAX_RESTORATIONS = 6
 
 
 def make_figures(run_dir: Path) -> list[Path]:
-    """Write `fig2.png` and `fig3.png` into the run folder, those whose data is there; their paths."""
+    """Write `fig2.png`, `fig3.png` and `paired.csv` into the run folder, those whose data is there; their paths."""
     run_dir = Path(run_dir)
     figures = []
     if (run_dir / "clips.h5").exists():
@@ -43,7 +43,17 @@ def make_figures(run_dir: Path) -> list[Path]:
     if results.exists() and len({row["num_frames"] for row in _read_ok_rows(results)}) > 1:
         figures.append(run_dir / "fig3.png")
         fig3(run_dir, figures[-1])
+    if results.exists() and (paired := paired_difference(_read_ok_rows(results))):
+        figures.append(run_dir / "paired.csv")
+        write_paired(paired, figures[-1])
     return figures
+
+
+def write_paired(paired: dict[int, tuple[float, float, int]], path: Path) -> None:
+    """Save random minus sequential order, PSNR of the first frame in dB, by number of observed frames."""
+    lines = ["num_frames,psnr_first_difference,psnr_first_difference_se,videos"]
+    lines += [f"{number},{mean},{error},{videos}" for number, (mean, error, videos) in sorted(paired.items())]
+    path.write_text("\n".join(lines) + "\n")
 
 
 def fig2(run_dir: Path, path: Path) -> None:
@@ -119,19 +129,13 @@ def _mean_and_error(values: Iterable[tuple[str, float]]) -> tuple[float, float, 
 
 
 def _curve(rows: Sequence[Row], order: str, metric: str) -> list[tuple[int, float, float]]:
-    """Points (number of frames, mean, standard error) of one order.
-
-    The first frame alone and all frames together are the same observation in every order, so a table that
-    holds them under one order serves the other curve too.
-    """
+    """Points (number of frames, mean, standard error) of one order."""
     by_number: dict[int, list[Row]] = defaultdict(list)
     for row in rows:
         by_number[int(row["num_frames"])].append(row)
     points = []
     for num_frames, group in sorted(by_number.items()):
         of_order = [row for row in group if row["order"] == order]
-        if num_frames in (1, max(by_number)):
-            of_order = of_order or group
         if of_order:
             mean, error, _ = _mean_and_error((row["video"], float(row[metric])) for row in of_order)
             points.append((num_frames, mean, error))

@@ -71,11 +71,12 @@ def save_prior(folder: Path, card: dict[str, Any], vae: VAE, dit: VideoDiT | Non
     """
     folder.mkdir(parents=True, exist_ok=True)
     latent = {"mean": vae.latent_mean.tolist(), "std": vae.latent_std.tolist()}
+    content = {"format": FORMAT, "name": folder.resolve().name, **card, "latent": latent}
     networks = {"vae.safetensors": vae, "dit.safetensors": dit}
     for name, network in networks.items():
         if network is not None:
             _save_bf16(network, folder / f"{name}.tmp")
-    (folder / "card.yaml.tmp").write_text(yaml.safe_dump({"format": FORMAT, **card, "latent": latent}, sort_keys=False))
+    (folder / "card.yaml.tmp").write_text(yaml.safe_dump(content, sort_keys=False))
     (folder / "card.yaml").unlink(missing_ok=True)
     for name, network in networks.items():
         if network is not None:
@@ -103,11 +104,20 @@ def load_prior(folder: str | Path) -> Prior:
     return prior.eval().requires_grad_(False)
 
 
-def fingerprint(folder: str | Path) -> str:
-    """Eight hex digits of the weights' SHA-256: which prior made a result, whatever its folder is called."""
-    digest = hashlib.sha256()
-    for name in ("vae.safetensors", "dit.safetensors"):
-        digest.update((Path(folder) / name).read_bytes())
+def fingerprint(folder: str | Path, part: str = "") -> str:
+    """Eight hex digits that tell a prior (or its `part`, as "vae") from any other, wherever its folder lies.
+
+    Of the weights, and of what the card says that changes what they do. Raises UserError.
+    """
+    card = read_card(folder)
+    parts = [part] if part else [name for name in ("vae", "dit") if name in card]
+    used = {key: card.get(key) for key in (*parts, "latent", *([] if part else ["schedule"]))}
+    digest = hashlib.sha256(yaml.safe_dump(used).encode())
+    for name in parts:
+        path = Path(folder) / f"{name}.safetensors"
+        if not path.exists():
+            raise UserError(f"{path}: no such file; the prior's folder is incomplete, export it again")
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:8]
 
 

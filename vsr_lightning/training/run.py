@@ -10,7 +10,10 @@ import torch
 from vsr_lightning import runs
 from vsr_lightning.config import Experiment, UserError, build
 from vsr_lightning.data.clips import ClipDataModule, stack
-from vsr_lightning.models.prior import load_prior, load_vae, read_card, save_prior
+from vsr_lightning.models.prior import fingerprint, load_prior, load_vae, read_card, save_prior
+from vsr_lightning.models.schedule import LinearSchedule
+from vsr_lightning.models.vae import VAE
+from vsr_lightning.models.video_dit import VideoDiT
 from vsr_lightning.training.callbacks import EMA, LastCheckpoint, Pictures, Progress, Throughput
 from vsr_lightning.training.lit_dit import LitDiT
 from vsr_lightning.training.lit_vae import LitVAE, measure_latents
@@ -28,7 +31,7 @@ def train(experiment: Experiment) -> Path:
     datamodule = make_datamodule(experiment)
     module = make_module(experiment)
     check_clips(datamodule, module, experiment)
-    folder = runs.open_run(experiment, runs.command_line())
+    folder = runs.open_run(experiment, "train", input_fingerprints(experiment))
     checkpoint = folder / "checkpoints" / "last.ckpt"
     if checkpoint.exists():
         check_checkpoint(checkpoint, experiment)
@@ -48,8 +51,7 @@ def train(experiment: Experiment) -> Path:
             export(experiment, folder / "prior", datamodule)
         else:
             print(f"{folder}: stopped at step {trainer.global_step}; the same command goes on from there")
-        if trainer.logger is not None:
-            trainer.logger.experiment.finish()  # type: ignore[attr-defined]
+        runs.close_logger(trainer.logger)  # type: ignore[arg-type]
     trainer.strategy.barrier()
     return folder
 
@@ -60,6 +62,11 @@ def export(experiment: Experiment, target: Path, datamodule: ClipDataModule | No
     if not checkpoint_path.exists():
         raise UserError(f"{checkpoint_path}: no such file; train {experiment.name} first")
     checkpoint = check_checkpoint(checkpoint_path, experiment)
+    if checkpoint["global_step"] < experiment.training.max_steps and not experiment.unfinished:
+        raise UserError(
+            f"{checkpoint_path}: at step {checkpoint['global_step']} of {experiment.training.max_steps}; "
+            "go on with the training, or export all the same with unfinished=true"
+        )
     module = make_module(experiment)
     module.load_state_dict(checkpoint["state_dict"])
     history = _history(experiment) + [_training_record(experiment, checkpoint)]
@@ -78,11 +85,7 @@ def export(experiment: Experiment, target: Path, datamodule: ClipDataModule | No
 
 
 def make_datamodule(experiment: Experiment) -> ClipDataModule:
-    section = {"seed": experiment.seed, **experiment.data}
-    datamodule = build(section, "data")
-    if not isinstance(datamodule, ClipDataModule):
-        raise UserError(f"data.target: {experiment.data['target']} is not a ClipDataModule")
-    return datamodule
+    return build({"seed": experiment.seed, **experiment.data}, "data", ClipDataModule)
 
 
 def make_module(experiment: Experiment) -> LitVAE | LitDiT:
@@ -94,7 +97,7 @@ def make_module(experiment: Experiment) -> LitVAE | LitDiT:
             _check_same_network("vae", experiment)
             vae = load_vae(experiment.init).requires_grad_(True).train()
         else:
-            vae = build(experiment.vae, "vae")
+            vae = build(experiment.vae, "vae", VAE)
         return LitVAE(vae, training, experiment.seed)
     source = training.vae_prior or experiment.init
     if not source:
@@ -105,8 +108,8 @@ def make_module(experiment: Experiment) -> LitVAE | LitDiT:
         _check_same_network("dit", experiment)
         dit = prior.dit.requires_grad_(True).train()
     else:
-        dit = build(experiment.dit, "dit")
-    return LitDiT(dit, vae, build(experiment.schedule, "schedule"), training, experiment.seed)
+        dit = build(experiment.dit, "dit", VideoDiT)
+    return LitDiT(dit, vae, build(experiment.schedule, "schedule", LinearSchedule), training, experiment.seed)
 
 
 def check_clips(datamodule: ClipDataModule, module: LitVAE | LitDiT, experiment: Experiment) -> None:
@@ -120,6 +123,23 @@ def check_clips(datamodule: ClipDataModule, module: LitVAE | LitDiT, experiment:
         raise UserError(f"dit: makes videos {module.prior.video_shape} (F, C, H, W), but the data has {shape}")
     if experiment.training.check_steps > module.prior.schedule.num_steps:
         raise UserError(f"training.check_steps: {experiment.training.check_steps} is more than schedule.num_steps")
+
+
+def input_fingerprints(experiment: Experiment) -> dict[str, str]:
+    """What the training depends on beside its configuration: the prior it starts from, the VAE under a DiT."""
+    inputs = {"init": fingerprint(experiment.init)} if experiment.init else {}
+    if experiment.training.stage == "dit":
+        inputs["vae"] = fingerprint(experiment.training.vae_prior or experiment.init, "vae")
+        if experiment.init and inputs["vae"] != fingerprint(experiment.init, "vae"):
+            raise UserError(
+                f"training.vae_prior: {experiment.training.vae_prior} has another VAE than the prior to start from; "
+                f"set it to {experiment.init}"
+            )
+    return inputs
+
+
+def checkpoint_identity(experiment: Experiment) -> dict[str, Any]:
+    return {**runs.identity(experiment, "train"), "inputs": input_fingerprints(experiment)}
 
 
 def compile_networks(module: LitVAE | LitDiT) -> None:
@@ -139,7 +159,7 @@ def make_trainer(experiment: Experiment, folder: Path, checkpoint: Path) -> L.Tr
         EMA(training.ema_decay),
         Throughput(training.log_every),
         Pictures(),
-        LastCheckpoint(checkpoint, training.save_every, runs.identity(experiment), options.max_minutes),
+        LastCheckpoint(checkpoint, training.save_every, checkpoint_identity(experiment), options.max_minutes),
     ]
     if options.progress:
         callbacks.append(Progress(training.log_every))
@@ -174,7 +194,7 @@ def check_checkpoint(path: Path, experiment: Experiment) -> dict[str, Any]:
     except Exception as error:  # torch.load raises whatever the bytes make it raise
         raise UserError(f"{path}: cannot be read as a checkpoint ({error.__class__.__name__}); delete it") from None
     expected = make_module(experiment).state_dict()
-    if different := runs.differences(checkpoint.get("experiment"), runs.identity(experiment)):
+    if different := runs.differences(checkpoint.get("experiment"), checkpoint_identity(experiment)):
         raise UserError(
             f"{path}: is a checkpoint of another experiment ({', '.join(different[:3])}); choose a new name="
         )
