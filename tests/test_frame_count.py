@@ -117,8 +117,8 @@ def test_fig3_shows_means_errors_and_baseline(run_dir):
     rows = [row for row in read_table(run_dir / "results.csv") if row["status"] == "ok"]
     (axes,) = draw_fig3(rows).axes
     lines = lines_of(axes)
-    assert list(lines) == ["bicubic", "sequential order", "random order"]
-    assert set(lines["bicubic"].get_ydata()) == {12.5}
+    assert list(lines) == ["bicubic: 12.5 dB", "sequential order", "random order"]
+    assert set(lines["bicubic: 12.5 dB"].get_ydata()) == {12.5}
     points, _, (bars,) = lines["sequential order"].lines
     assert points.get_xdata().tolist() == [1, 2, 5, 10]
     assert points.get_ydata() == pytest.approx([16.55, 17.55, 20.55, 25.55])
