@@ -43,10 +43,7 @@ def wandb_records(folder):
     """All records of the one offline run in a run folder."""
     (path,) = folder.glob("wandb/offline-run-*")
     inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
-    for _ in range(3):  # the reader starts a service of its own, which a loaded machine can keep from starting
-        done = subprocess.run(inspect, capture_output=True, text=True)
-        if done.returncode == 0:
-            break
+    done = subprocess.run(inspect, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return path, [json.loads(line) for line in done.stdout.splitlines()]
 

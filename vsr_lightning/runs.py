@@ -126,7 +126,7 @@ def make_logger(experiment: Experiment, folder: Path) -> WandbLogger | None:
     run_id = f"{experiment.name}-{_folder_token(folder)}".replace("/", "-")
     logger = WandbLogger(
         name=experiment.name,
-        save_dir=str(folder),
+        save_dir=str(folder.absolute()),  # W&B's service may have been started in another folder
         id=run_id,
         resume="allow" if mode == "online" else None,
         project=experiment.logging.project,
