@@ -101,7 +101,7 @@ def _fit_to_machine(experiment: Experiment, options: argparse.Namespace) -> Expe
         return experiment
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(
-            "no GPU here: running the small preset; add full=true for the whole grid (days on a CPU)",
+            "no GPU here: taking the small preset; add full=true for the whole grid (days on a CPU)",
             file=sys.stderr,
         )
     return load_config(options.experiment, [*experiment.without_gpu, *options.overrides])

@@ -20,10 +20,8 @@ from vsr_lightning.models.video_dit import VideoDiT
 from vsr_lightning.training.optimisation import clip_and_log_gradients, configure_adamw, step_generator
 
 NOISE_LEVELS = 4  # the loss is logged apart for so many equal ranges of t
-CHECK_SIGMA_H, CHECK_SIGMA_Y = (
-    2.0,
-    0.02,
-)  # the observation of the posterior check: 8x, as in the frame-count sweep
+# The observation of the posterior check: 8x, as in the frame-count sweep.
+CHECK_SIGMA_H, CHECK_SIGMA_Y = 2.0, 0.02
 
 
 def spread_timesteps(batch: int, num_steps: int, generator: torch.Generator) -> Tensor:
