@@ -2,7 +2,10 @@
 
 import hashlib
 import http.server
+import os
 import pickle
+import socket
+import subprocess
 import threading
 from functools import partial
 from itertools import islice
@@ -19,6 +22,7 @@ from vsr_lightning.data.clips import (
     ClipDataModule,
     ClipStore,
     StepBatchSampler,
+    StoreWriter,
     to_uint8,
     to_video,
     write_store,
@@ -119,6 +123,7 @@ def test_store_round_trip(store, video):
     with h5py.File(store) as file:
         assert file["video"].chunks == (1, *video.shape[1:])
         assert dict(file.attrs) == {
+            "format": 1,
             "name": "noise",
             "source": "numpy",
             "sha256": hashlib.sha256(video.tobytes()).hexdigest(),
@@ -145,6 +150,10 @@ def test_store_opens_in_the_process_that_reads(store, video):
     assert np.array_equal(next(iter(loader)).numpy(), video)
 
 
+def test_some_frames_of_a_clip(store, video):
+    assert np.array_equal(ClipStore(store).frames(4, 1, 2).numpy(), video[4, 1:3])
+
+
 def test_interrupted_write_leaves_nothing(tmp_path, video):
     def chunks():
         yield video
@@ -164,6 +173,28 @@ def test_interrupted_write_keeps_the_old_store(store, video):
     assert list(store.parent.iterdir()) == [store]
 
 
+def test_what_was_not_committed_is_not_there(tmp_path, video):
+    with StoreWriter(tmp_path / "store.h5", name="", source="") as writer:
+        writer.append(video)
+        assert len(list(tmp_path.iterdir())) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_leftovers_of_dead_processes_go(tmp_path, video):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    host = socket.gethostname()
+    for dead in (f".store.h5.{host}-{ended.pid}.part", f".file.bin.{host}-{ended.pid}.part/half"):
+        (tmp_path / dead).parent.mkdir(exist_ok=True)
+        (tmp_path / dead).touch()
+    alive = [f".store.h5.{host}-{os.getppid()}.part", f".store.h5.elsewhere-{ended.pid}.part"]
+    for name in alive:
+        (tmp_path / name).touch()
+    clips.remove_abandoned(tmp_path / "file.bin")
+    write_store(tmp_path / "store.h5", [video], name="", source="")
+    assert {path.name for path in tmp_path.iterdir()} == {"store.h5", *alive}
+
+
 def _truncate(path):
     path.write_bytes(path.read_bytes()[:-100])
 
@@ -173,9 +204,21 @@ def _another_layout(path):
         file["video"] = np.zeros((2, 3, 8, 6), np.float32)
 
 
+def _another_format(path):
+    with h5py.File(path, "a") as file:
+        file.attrs["format"] = 2
+
+
+def _no_format(path):
+    with h5py.File(path, "a") as file:
+        del file.attrs["format"]
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
+        (_another_format, "another version .store format 2, not 1.; delete"),
+        (_no_format, "another version .store format none, not 1.; delete"),
         (lambda path: path.unlink(), "no such"),
         (lambda path: path.write_text("text"), "not an HDF5"),
         (_truncate, "truncated"),

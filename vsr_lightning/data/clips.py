@@ -5,16 +5,20 @@ B batch, F frames, C channels, H W pixels. Stored clips are uint8 (N, F, H, W, C
 """
 
 import contextlib
+import glob
 import hashlib
 import http.client
 import os
-import tempfile
+import shutil
+import socket
+import sys
 import threading
 import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import h5py
 import lightning
@@ -24,6 +28,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from vsr_lightning.config import UserError
+
+STORE_FORMAT = 1  # of the layout of clip stores; a reader takes no other
 
 
 def to_video(clips: Tensor) -> Tensor:
@@ -58,7 +64,8 @@ def find_file(name: str, dir: str = "") -> Path | None:
 def download(url: str, path: Path, url_infos: Mapping[str, Any], *, seconds: float = 10, first_bytes: int = 1) -> None:
     """Download `url` to `path` through TFDS, which verifies it against its checksum in `url_infos`.
 
-    Gives up, with a UserError, unless the `first_bytes` arrive within `seconds`.
+    Gives up, with a UserError, unless the `first_bytes` arrive within `seconds`. `path` appears only when complete;
+    an interrupted download starts again.
     """
     # TFDS itself retries for minutes where there is no network, in threads that nothing can stop.
     if not _arrives(url, first_bytes, seconds):
@@ -66,14 +73,21 @@ def download(url: str, path: Path, url_infos: Mapping[str, Any], *, seconds: flo
 
     from tensorflow_datasets.core.download import DownloadManager
 
+    folder = _temporary(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            manager = DownloadManager(download_dir=folder, url_infos=dict(url_infos), force_checksums_validation=True)
-            os.replace(manager.download(url), path)
+        folder.mkdir(parents=True)
+        remove_abandoned(path)
+        manager = DownloadManager(download_dir=folder, url_infos=dict(url_infos), force_checksums_validation=True)
+        os.replace(manager.download(url), path)
     except Exception as error:  # whatever requests, urllib3, the file system or TFDS's checksum test raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{url}: download to {path} failed: {reason}") from error
+    except KeyboardInterrupt:
+        # Python waits for threads before it exits, and nothing stops TFDS's.
+        print("the download ends with the next Ctrl-C", file=sys.stderr)
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _arrives(url: str, num_bytes: int, seconds: float) -> bool:
@@ -99,47 +113,112 @@ def _arrives(url: str, num_bytes: int, seconds: float) -> bool:
 # The clip store
 
 
-def write_store(
-    path: str | Path,
-    chunks: Iterable[np.ndarray | Mapping[str, np.ndarray]],
-    *,
-    name: str,
-    source: str,
-    camera: str = "",
-    frames_per_second: float | None = None,
-    created_by: str = "vsr_lightning",
-) -> None:
-    """Write clips to an HDF5 store, which appears under `path` only when complete.
+class StoreWriter:
+    """Writes clips to an HDF5 store, which appears under `path` only at `commit`.
 
-    A chunk is uint8 (n, F, H, W, C), or a mapping with that under `video` and, beside it, `action` (n, F, 4)
-    and `endeffector_pos` (n, F, 3). Chunks are consumed one at a time.
+    A context manager: without a commit, its end leaves nothing behind and an older store as it was. What writers
+    that were killed left behind goes at the next writer's start.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The process number keeps two writers of one store apart.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    sha256 = hashlib.sha256()
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        name: str,
+        source: str,
+        camera: str = "",
+        frames_per_second: float | None = None,
+        created_by: str = "vsr_lightning",
+    ) -> None:
+        self.path = Path(path)
+        self.num_clips = 0
+        self._attributes = {
+            "format": STORE_FORMAT,
+            "name": name,
+            "source": source,
+            "camera": camera,
+            "frames_per_second": frames_per_second or 0.0,
+            "created_by": created_by,
+        }
+        self._sha256 = hashlib.sha256()
+        self._temporary = _temporary(self.path)
+
+    def __enter__(self) -> Self:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(self.path)
+        self._file = h5py.File(self._temporary, "w")
+        return self
+
+    def append(self, chunk: np.ndarray | Mapping[str, np.ndarray]) -> None:
+        """Add clips: uint8 (n, F, H, W, C), or a mapping with that under `video` and, beside it, `action` (n, F, 4)
+        and `endeffector_pos` (n, F, 3)."""
+        arrays = chunk if isinstance(chunk, Mapping) else {"video": chunk}
+        for key, array in arrays.items():
+            _append(self._file, key, array)
+        self._sha256.update(np.ascontiguousarray(arrays["video"]).data)
+        self.num_clips += len(arrays["video"])
+
+    def commit(self) -> None:
+        """Put the finished store in place. Raises UserError if there is nothing in it."""
+        if self.num_clips == 0:
+            raise UserError(f"{self.path}: no clips to store: is the source empty?")
+        self._file.attrs.update(self._attributes, sha256=self._sha256.hexdigest())
+        self._file.close()
+        os.replace(self._temporary, self.path)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self._file.close()  # may fail, where the disk is full
+        finally:
+            self._temporary.unlink(missing_ok=True)
+
+
+def write_store(path: str | Path, chunks: Iterable[np.ndarray | Mapping[str, np.ndarray]], **attributes: Any) -> None:
+    """Write a store from chunks, consumed one at a time; see `StoreWriter` for these and the attributes."""
+    with StoreWriter(path, **attributes) as writer:
+        for chunk in chunks:
+            writer.append(chunk)
+        writer.commit()
+
+
+def _temporary(path: Path) -> Path:
+    """Where this process keeps what will be `path` when it is complete. No two writers of a path share it."""
+    return path.with_name(f"{_temporary_prefix(path)}{os.getpid()}.part")
+
+
+def _temporary_prefix(path: Path) -> str:
+    # The host's name, because a process number says nothing about the processes of another machine or container.
+    return f".{path.name}.{socket.gethostname()}-"
+
+
+def remove_abandoned(path: Path) -> None:
+    """Remove the temporary files and folders for `path` whose processes have died."""
+    prefix = _temporary_prefix(path)
+    for leftover in path.parent.glob(f"{glob.escape(prefix)}*.part"):
+        if not _is_alive(leftover.name.removeprefix(prefix).removesuffix(".part")):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+
+
+def _is_alive(process: str) -> bool:
     try:
-        with h5py.File(temporary, "w") as file:
-            for chunk in chunks:
-                arrays = chunk if isinstance(chunk, Mapping) else {"video": chunk}
-                for key, array in arrays.items():
-                    _append(file, key, array)
-                sha256.update(np.ascontiguousarray(arrays["video"]).data)
-            if "video" not in file:
-                raise UserError(f"{path}: no clips to store: is the source empty?")
-            file.attrs.update(name=name, source=source, sha256=sha256.hexdigest(), camera=camera)
-            file.attrs.update(frames_per_second=frames_per_second or 0.0, created_by=created_by)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        os.kill(int(process), 0)  # signal 0 tests and does nothing
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def _append(file: h5py.File, key: str, array: np.ndarray) -> None:
     if key == "video" and (array.dtype != np.uint8 or array.ndim != 5):
         raise ValueError(f"clips must be uint8 (n, F, H, W, C), not {array.dtype} {array.shape}")
     if key not in file:
-        one = (1, *array.shape[1:])  # one trajectory per HDF5 chunk: a clip is read whole or not at all
+        one = (1, *array.shape[1:])  # one trajectory per HDF5 chunk
         shape, maxshape = (0, *array.shape[1:]), (None, *array.shape[1:])
         file.create_dataset(key, shape, array.dtype, maxshape=maxshape, chunks=one)
     stored = file[key]
@@ -155,6 +234,7 @@ class ClipStore(Dataset[Tensor]):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._file: h5py.File | None = None
+        self._dataset: h5py.Dataset | None = None  # kept: to look it up takes longer than to read a clip
         self._pid = 0
         with self._open() as file:
             self.shape: tuple[int, ...] = file["video"].shape
@@ -166,6 +246,10 @@ class ClipStore(Dataset[Tensor]):
     def __getitem__(self, index: int) -> Tensor:
         return torch.from_numpy(self._video()[index])
 
+    def frames(self, index: int, first: int, count: int) -> Tensor:
+        """`count` consecutive frames of a clip, of which no others are read: uint8 (count, H, W, C)."""
+        return torch.from_numpy(self._video()[index, first : first + count])
+
     def verify(self) -> None:
         """Raise UserError unless the clips have the checksum they were written with."""
         sha256 = hashlib.sha256()
@@ -176,15 +260,17 @@ class ClipStore(Dataset[Tensor]):
 
     def _video(self) -> h5py.Dataset:
         # HDF5 handles survive neither a fork nor pickling, so each process opens its own at first use.
-        if self._file is None or self._pid != os.getpid():
+        if self._dataset is None or self._pid != os.getpid():
             self._file, self._pid = self._open(), os.getpid()
-        return self._file["video"]
+            self._dataset = self._file["video"]
+        return self._dataset
 
     def _open(self) -> h5py.File:
         if not self.path.is_file():
             raise UserError(f"{self.path}: no such clip store; make it with the `data` command")
         try:
-            file = h5py.File(self.path, "r")
+            # Without HDF5's chunk cache, just the wanted frames of a chunk are read: three times as fast for a third.
+            file = h5py.File(self.path, "r", rdcc_nbytes=0)
         except OSError as error:
             raise UserError(f"{self.path}: not an HDF5 file, or truncated; delete and rebuild it") from error
         video = file.get("video")
@@ -192,10 +278,17 @@ class ClipStore(Dataset[Tensor]):
         if not is_store or "sha256" not in file.attrs:
             file.close()
             raise UserError(f"{self.path}: not a clip store (no uint8 `video` (N, F, H, W, C) with a sha256)")
+        if file.attrs.get("format") != STORE_FORMAT:
+            found = file.attrs.get("format", "none")
+            file.close()
+            raise UserError(
+                f"{self.path}: written by another version (store format {found}, not {STORE_FORMAT}); "
+                "delete and rebuild it"
+            )
         return file
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_file": None}
+        return self.__dict__ | {"_file": None, "_dataset": None}
 
 
 # ---------------------------------------------------------------------------------------------------------

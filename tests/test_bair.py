@@ -1,0 +1,490 @@
+"""BAIR's archive, made here in its true layout, through the whole path; and whatever can go wrong on the way."""
+
+import hashlib
+import http.server
+import io
+import os
+import signal
+import struct
+import subprocess
+import sys
+import tarfile
+import threading
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import google_crc32c
+import h5py
+import numpy as np
+import pytest
+
+from vsr_lightning.__main__ import main
+from vsr_lightning.config import UserError
+from vsr_lightning.data import bair
+from vsr_lightning.data.bair import BAIR, read_archive, split_of
+from vsr_lightning.data.clips import ClipStore
+
+DATA_YAML = str(Path(__file__).parents[1] / "experiments/bair/data.yaml")
+FILES = {"train/traj_0_to_4": 5, "train/traj_5_to_7": 3, "test/traj_0_to_1": 2}  # trajectories in each
+
+
+# -- an archive, written by code of its own
+
+
+def varint(value: int) -> bytes:
+    low, high = value & 0x7F, value >> 7
+    return bytes([low | 0x80]) + varint(high) if high else bytes([low])
+
+
+def field(number: int, content: bytes) -> bytes:
+    """A length-delimited field of a protocol buffer."""
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+def bytes_feature(value: bytes) -> bytes:
+    return field(1, field(1, value))
+
+
+def float_feature(values: np.ndarray) -> bytes:
+    return field(2, field(1, np.asarray(values, "<f4").tobytes()))
+
+
+def example(features: dict[str, bytes]) -> bytes:
+    return field(1, b"".join(field(1, field(1, key.encode()) + field(2, value)) for key, value in features.items()))
+
+
+def framed(data: bytes) -> bytes:
+    """A TFRecord; tests/test_tfrecord.py has the checksum from first principles."""
+
+    def checksum(content: bytes) -> bytes:
+        crc = google_crc32c.value(content)
+        return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) % 2**32)
+
+    length = struct.pack("<Q", len(data))
+    return length + checksum(length) + data + checksum(data)
+
+
+def make_trajectory(*seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        "image_aux1": rng.integers(0, 256, (30, 64, 64, 3), np.uint8),
+        "image_main": rng.integers(0, 256, (30, 64, 64, 3), np.uint8),
+        "action": rng.normal(size=(30, 4)).astype(np.float32),
+        "endeffector_pos": rng.normal(size=(30, 3)).astype(np.float32),
+    }
+
+
+def features_of(trajectory: dict[str, np.ndarray]) -> dict[str, bytes]:
+    features = {}
+    for frame in range(30):
+        for camera in ("image_main", "image_aux1"):
+            features[f"{frame}/{camera}/encoded"] = bytes_feature(trajectory[camera][frame].tobytes())
+        for key in ("action", "endeffector_pos"):
+            features[f"{frame}/{key}"] = float_feature(trajectory[key][frame])
+    return features
+
+
+TRAJECTORIES = {name: [make_trajectory(*name.encode(), i) for i in range(count)] for name, count in FILES.items()}
+CONTENTS = {name: b"".join(framed(example(features_of(one))) for one in file) for name, file in TRAJECTORIES.items()}
+
+
+def write_folder(folder: Path, contents: dict[str, bytes] = CONTENTS) -> Path:
+    for name, content in contents.items():
+        path = folder / "softmotion30_44k" / f"{name}.tfrecords"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return folder
+
+
+def write_tar(path: Path, contents: dict[str, bytes] = CONTENTS) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in contents.items():
+            member = tarfile.TarInfo(f"softmotion30_44k/{name}.tfrecords")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+@pytest.fixture
+def tar(tmp_path):
+    return write_tar(tmp_path / "given" / "archive.tar")
+
+
+@pytest.fixture(autouse=True)
+def _empty_folder(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+def fetch(source="", **keys):
+    data = BAIR(**{"batch_size": 2, "num_workers": 0, "val_every": 3, "source": str(source), **keys})
+    data.fetch()
+    return data
+
+
+def files(folder="."):
+    """Everything under a folder, temporary files included."""
+    return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
+
+
+def remove(paths):
+    for path in paths:
+        Path(path).unlink()
+
+
+STORES = ["data/bair-test.h5", "data/bair-train.h5", "data/bair-val.h5"]
+
+
+# -- the whole path
+
+
+@pytest.mark.parametrize("camera", ["image_aux1", "image_main"])
+@pytest.mark.parametrize("write", [write_tar, write_folder])
+def test_every_number_of_every_trajectory_arrives(tmp_path, write, camera):
+    fetch(write(tmp_path / "given" / "source"), camera=camera)
+    expected = {
+        # The last of every three of a file is validation.
+        "train": [TRAJECTORIES["train/traj_0_to_4"][i] for i in (0, 1, 3, 4)] + TRAJECTORIES["train/traj_5_to_7"][:2],
+        "val": [TRAJECTORIES["train/traj_0_to_4"][2], TRAJECTORIES["train/traj_5_to_7"][2]],
+        "test": TRAJECTORIES["test/traj_0_to_1"],
+    }
+    assert files() == STORES
+    for split, trajectories in expected.items():
+        with h5py.File(f"data/bair-{split}.h5") as file:
+            assert np.array_equal(file["video"], [trajectory[camera] for trajectory in trajectories])
+            for key in ("action", "endeffector_pos"):
+                assert np.array_equal(file[key], [trajectory[key] for trajectory in trajectories])
+                assert file[key].dtype == np.float32
+            assert file["video"].chunks == (1, 30, 64, 64, 3)
+            assert (file.attrs["camera"], file.attrs["name"]) == (camera, f"bair-{split}")
+        ClipStore(f"data/bair-{split}.h5").verify()
+
+
+def test_clips_of_the_data_module(tar):
+    data = fetch(tar)
+    train, first = data.train_clips(), TRAJECTORIES["train/traj_0_to_4"][0]["image_aux1"]
+    assert (len(train), len(data.val_clips()), len(data.test_clips())) == (18, 6, 6)
+    assert np.array_equal(train[6].numpy(), first[10:20])
+    assert data.clips_name("test") == "bair test"
+    assert BAIR(batch_size=1, camera="image_main").clips_name("val") == "bair image_main val"
+
+
+def test_order_and_number_of_files_do_not_change_the_split(tmp_path, tar):
+    def split(source):
+        return {hashlib.sha256(record.data).digest(): split_of(record, 3) for record in read_archive(source)}
+
+    whole = split(tar)
+    assert len(whole) == 10
+    backwards = write_tar(tmp_path / "b.tar", dict(reversed(CONTENTS.items())))
+    assert split(backwards) == whole
+    assert split(write_folder(tmp_path / "f") / "softmotion30_44k") == whole
+    part = {name: CONTENTS[name] for name in ("train/traj_5_to_7",)}
+    assert split(write_tar(tmp_path / "p.tar", part)).items() < whole.items()
+
+
+def test_about_a_thousand_of_bairs_trajectories_are_validation():
+    counts = {"train": 0, "val": 0}
+    for number in range(256):
+        counts[split_of(bair.Record(b"", "train", number, ""), BAIR(batch_size=1).val_every)] += 169
+    assert counts == {"train": 42_250, "val": 1_014}
+
+
+def test_other_members_of_a_tar_are_passed_over(tmp_path):
+    others = {f"train/{name}": b"not a record" for name in ("._traj_0_to_4", "../traj", "deeper/traj")}
+    fetch(write_tar(tmp_path / "t.tar", others | CONTENTS))
+    assert len(ClipStore("data/bair-train.h5")) == 6
+
+
+# -- where the source is found, and what is already there
+
+
+@pytest.mark.parametrize("place", ["data.source", "$VSR_DATA_DIR", "data.dir", "data"])
+@pytest.mark.parametrize("write", [write_tar, write_folder])
+def test_places_of_the_source(tmp_path, monkeypatch, capsys, place, write):
+    folder = {"data": Path("data")}.get(place, tmp_path / "given")
+    write(folder / bair.ARCHIVE if write is write_tar else folder)
+    if place == "$VSR_DATA_DIR":
+        monkeypatch.setenv("VSR_DATA_DIR", str(folder))
+    inner = folder / (bair.ARCHIVE if write is write_tar else bair.FOLDER)  # the folder that is softmotion30_44k
+    fetch(inner if place == "data.source" else "", dir=str(folder) if place == "data.dir" else "")
+    stores = folder if place == "data.dir" else Path("data")
+    assert f"{stores / 'bair-train.h5'}: 6 trajectories of 30 frames, image_aux1" in capsys.readouterr().out
+    assert (stores / "bair-val.h5").is_file()
+
+
+def test_stores_that_are_there_are_verified_and_kept(tar, capsys):
+    fetch(tar)
+    before = [os.stat(store).st_mtime_ns for store in STORES]
+    tar.unlink()
+    capsys.readouterr()
+    fetch(tar)
+    assert [os.stat(store).st_mtime_ns for store in STORES] == before
+    out = capsys.readouterr().out
+    assert all(f"{store} is there and verified" in out for store in STORES)
+    with h5py.File("data/bair-val.h5", "a") as file:
+        file["video"][1, 29, 63, 63, 2] ^= 1
+    with pytest.raises(UserError, match="data/bair-val.h5: altered"):
+        fetch(tar)
+
+
+def test_stores_of_another_camera_or_version_are_not_overwritten(tar):
+    fetch(tar)
+    with pytest.raises(UserError, match="is of camera 'image_aux1', not 'image_main'; set data.camera=image_aux1"):
+        fetch(tar, camera="image_main")
+    with h5py.File("data/bair-train.h5", "a") as file:
+        file.attrs["format"] = 99
+    with pytest.raises(UserError, match="bair-train.h5: written by another version .*delete and rebuild it"):
+        fetch(tar)
+    assert files() == STORES
+
+
+def test_numbers_other_than_bairs_are_a_warning(tar, capsys, monkeypatch):
+    fetch(tar)
+    warnings = capsys.readouterr().err
+    assert "warning: 8 trajectories in train/, not BAIR's 43,264" in warnings
+    assert "warning: 2 trajectories in test/, not BAIR's 256" in warnings
+    monkeypatch.setattr(bair, "EXPECTED", {"train": 8, "test": 2})
+    remove(STORES)
+    fetch(tar)
+    assert files() == STORES
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_a_split_without_trajectories_is_no_file_and_said(tar, capsys):
+    data = fetch(tar, val_every=6)
+    assert files() == STORES[:2]
+    assert "bair-val.h5: not written: no trajectories for it, since no file of train/ has 6" in capsys.readouterr().out
+    with pytest.raises(UserError, match="bair-val.h5: not in .*make data-bair.*make data-sim"):
+        data.val_clips()
+    fetch(tar, val_every=6)
+    assert "bair-val.h5 is not there" in capsys.readouterr().out
+
+
+# -- bad input: one line that names it, and nothing left behind
+
+
+def altered(key: str, value: bytes | None) -> dict[str, bytes]:
+    """The archive's contents, with one feature of the second trajectory of a file replaced or left out."""
+    features = features_of(TRAJECTORIES["train/traj_5_to_7"][1])
+    features[key] = value
+    records = [features_of(TRAJECTORIES["train/traj_5_to_7"][0]), {k: v for k, v in features.items() if v is not None}]
+    return CONTENTS | {"train/traj_5_to_7": b"".join(framed(example(record)) for record in records)}
+
+
+RECORD = "train/traj_5_to_7.tfrecords: record 1"
+BAD_RECORDS = {
+    "no image": (altered("29/image_aux1/encoded", None), f"{RECORD}: has no '29/image_aux1/encoded'"),
+    "no action": (altered("3/action", None), f"{RECORD}: has no '3/action'"),
+    "no position": (altered("0/endeffector_pos", None), f"{RECORD}: has no '0/endeffector_pos'"),
+    "larger image": (
+        altered("4/image_aux1/encoded", bytes_feature(bytes(3 * 128 * 128))),
+        f"{RECORD}: '4/image_aux1/encoded' is 49,152 bytes, not 64 x 64 x 3",
+    ),
+    "empty image": (altered("4/image_aux1/encoded", b""), f"{RECORD}: '4/image_aux1/encoded' is 0 bytes"),
+    "two images": (
+        altered("4/image_aux1/encoded", field(1, 2 * field(1, bytes(12_288)))),
+        f"{RECORD}: '4/image_aux1/encoded' is 24,576 bytes",
+    ),
+    "longer action": (altered("9/action", float_feature(np.ones(5))), f"{RECORD}: '9/action' is 5 numbers, not 4"),
+    "no example": (CONTENTS | {"train/traj_5_to_7": framed(b"\x0a\xff")}, "record 0: not a tf.train.Example"),
+    "no files": ({}, r"holds no softmotion30_44k/{train,test}/\*.tfrecords"),
+}
+
+
+@pytest.mark.parametrize("contents", BAD_RECORDS.values(), ids=BAD_RECORDS)
+def test_a_bad_record_is_named(tmp_path, contents):
+    contents, message = contents
+    with pytest.raises(UserError, match=message) as error:
+        fetch(write_tar(tmp_path / "bad.tar", contents))
+    assert str(error.value).startswith(f"{tmp_path / 'bad.tar'}: ")
+    assert "\n" not in str(error.value)
+    assert files() == []
+
+
+@pytest.mark.parametrize("place", [2, 9, 300_000, -1], ids=["length", "its checksum", "data", "their checksum"])
+@pytest.mark.parametrize("write", [write_tar, write_folder])
+def test_an_altered_byte_is_found(tmp_path, write, place):
+    content = bytearray(CONTENTS["train/traj_5_to_7"])
+    size = len(content) // 3  # of a record
+    content[size + place] ^= 4
+    with pytest.raises(UserError, match=f"record {int(place >= 0)}.* has a wrong checksum"):
+        fetch(write(tmp_path / "bad", CONTENTS | {"train/traj_5_to_7": bytes(content)}))
+    assert files() == []
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["short", "ends as a tar does"])
+@pytest.mark.parametrize("share", [0.0, 0.0001, 0.1, 0.6, 0.99])
+def test_a_truncated_tar_is_found(tar, share, padded):
+    whole = tar.read_bytes()
+    # A tar may end in zeros by chance, where the last pixels are black: then the record tells.
+    tar.write_bytes(whole[: int(share * len(whole))] + padded * bytes(1024))
+    with pytest.raises(UserError, match=f"{tar}: .*(truncated|wrong checksum|holds no)"):
+        fetch(tar)
+    assert files() == []
+
+
+def test_a_tar_that_lost_whole_files_and_its_end_is_found(tar):
+    with tarfile.open(tar) as opened:
+        last = opened.getmembers()[-1]
+    tar.write_bytes(tar.read_bytes()[: last.offset])
+    with pytest.raises(UserError, match="truncated"):
+        fetch(tar)
+
+
+def test_a_truncated_file_of_a_folder_is_found(tmp_path):
+    short = CONTENTS | {"test/traj_0_to_1": CONTENTS["test/traj_0_to_1"][:-1]}
+    with pytest.raises(UserError, match="test/traj_0_to_1.tfrecords: record 1: truncated"):
+        fetch(write_folder(tmp_path / "bad", short))
+    assert files() == []
+
+
+def test_a_source_that_is_none_is_refused(tmp_path):
+    for source in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(UserError, match=f"data.source: {source} is neither a tar nor a folder"):
+            fetch(source)
+    (tmp_path / "text").write_text("text" * 1000)
+    with pytest.raises(UserError, match="text: not a tar"):
+        fetch(tmp_path / "text")
+
+
+@pytest.mark.parametrize("wrong", [{"camera": "front"}, {"camera": ""}, {"val_every": 1}])
+def test_bad_values_name_the_key(wrong):
+    with pytest.raises(UserError, match=f"data.{next(iter(wrong))}"):
+        BAIR(batch_size=1, **wrong)
+
+
+# -- space
+
+
+def test_too_little_space_is_found_before_anything_is_written(tar, monkeypatch):
+    asked = []
+
+    def disk_usage(path):
+        asked.append(Path(path))
+        return SimpleNamespace(free=2_000_000)
+
+    monkeypatch.setattr(bair.shutil, "disk_usage", disk_usage)
+    needed = tar.stat().st_size / 2 / 1e9
+    with pytest.raises(UserError, match=rf"new/data: {needed:.1f} GB are needed, 0.0 GB are free; make room"):
+        fetch(tar, dir="new/data")
+    with pytest.raises(UserError, match="data: 48.4 GB are needed"):  # the archive and the stores
+        fetch()
+    assert asked == [Path.cwd(), Path.cwd()]  # the disk of folders that are not there yet
+    assert list(Path().iterdir()) == []
+
+
+def test_the_stores_take_no_more_than_foreseen(tar):
+    fetch(tar)
+    # Beside the trajectories each of the files, here tiny ones, has a header.
+    assert sum(os.path.getsize(store) for store in STORES) < bair.STORED_SHARE * tar.stat().st_size + 3 * 30_000
+
+
+# -- interruptions
+
+
+def test_an_interrupted_conversion_leaves_nothing_and_can_be_repeated(tar, monkeypatch):
+    parse = bair.parse_trajectory
+
+    def interrupted(record, camera):
+        if record.name.endswith("traj_5_to_7.tfrecords: record 1"):
+            assert len(files()) == 3  # temporary ones
+            raise KeyboardInterrupt
+        return parse(record, camera)
+
+    monkeypatch.setattr(bair, "parse_trajectory", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fetch(tar)
+    assert files() == []
+    monkeypatch.setattr(bair, "parse_trajectory", parse)
+    fetch(tar)
+    assert files() == STORES
+
+
+def test_an_interruption_between_the_stores_is_made_good(tar, monkeypatch):
+    replace = os.replace
+
+    def interrupted(source, target):
+        if Path(target).name == "bair-train.h5":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fetch(tar)
+    assert "data/bair-train.h5" not in files()  # the last one, whose presence says that all are there
+    monkeypatch.setattr(os, "replace", replace)
+    fetch(tar)
+    assert files() == STORES
+
+
+STALLING = """
+import sys, time
+from vsr_lightning.data import bair
+parse = bair.parse_trajectory
+def stalling(record, camera):
+    if record.name.endswith("traj_5_to_7.tfrecords: record 1"):
+        print("stalls", flush=True)
+        time.sleep(60)
+    return parse(record, camera)
+bair.parse_trajectory = stalling
+bair.BAIR(batch_size=2, val_every=3, source=sys.argv[1]).fetch()
+"""
+
+
+def test_after_a_kill_the_same_command_completes(tar):
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen(
+        [sys.executable, "-c", STALLING, str(tar)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+    )
+    with process:
+        assert process.stdout.readline() == b"stalls\n"
+        process.send_signal(signal.SIGKILL)
+    assert len(files()) == 3
+    assert all(name.endswith(".part") for name in files())
+    assert main(["data", DATA_YAML, f"data.source={tar}", "data.val_every=3"]) == 0
+    assert files() == STORES
+    for store in STORES:
+        ClipStore(store).verify()
+
+
+# -- the download
+
+
+def test_without_network_and_data_there_is_one_line(monkeypatch, capsys):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # refuses connections
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setattr(bair.shutil, "disk_usage", lambda path: SimpleNamespace(free=1e12))
+    assert main(["data", DATA_YAML]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "bair_robot_pushing_dataset_v0.tar: out of reach" in line
+    assert "data.source=" in line
+    assert "make data-sim" in line
+    assert files() == []
+
+
+def test_download_is_converted_and_kept_for_another_time(tar, monkeypatch, capsys):
+    from tensorflow_datasets.core.download.checksums import UrlInfo
+    from tensorflow_datasets.datasets.bair_robot_pushing_small import bair_robot_pushing_small_dataset_builder as tfds
+
+    assert tfds.Builder.url_infos[tfds.DATA_URL].size == 32_274_964_480  # TFDS knows it
+    content = tar.read_bytes()
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=tar.parent)
+    monkeypatch.setattr(handler.func, "log_message", lambda *args: None)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/archive.tar"
+        info = UrlInfo(size=len(content), checksum=hashlib.sha256(content).hexdigest(), filename="archive.tar")
+        monkeypatch.setattr(tfds, "DATA_URL", url)
+        monkeypatch.setattr(tfds, "Builder", SimpleNamespace(url_infos={url: info}))
+        fetch()
+        server.shutdown()
+    assert files() == sorted([*STORES, f"data/{bair.ARCHIVE}"])
+    assert f"data/{bair.ARCHIVE}: downloaded and verified" in capsys.readouterr().out
+    assert Path("data", bair.ARCHIVE).read_bytes() == content
+    remove(STORES)
+    fetch(camera="image_main")  # the server is gone
+    assert files() == sorted([*STORES, f"data/{bair.ARCHIVE}"])
