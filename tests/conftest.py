@@ -37,15 +37,25 @@ def isolated_env(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
 @pytest.fixture
 def tiny_prior(tmp_path: Path) -> Path:
     """The folder of an untrained prior of 10 frames of 64 x 64 with one channel."""
+    return make_tiny_prior(tmp_path / "tiny_prior", in_channels=1)
+
+
+@pytest.fixture
+def tiny_rgb_prior(tmp_path: Path) -> Path:
+    """The folder of an untrained prior of 10 frames of 64 x 64 in colour."""
+    return make_tiny_prior(tmp_path / "tiny_rgb_prior", in_channels=3)
+
+
+def make_tiny_prior(folder: Path, in_channels: int) -> Path:
     from vsr_lightning.config import build
     from vsr_lightning.models.prior import save_prior
 
-    folder = tmp_path / "tiny_prior"
+    vae_section = {**TINY_VAE, "in_channels": in_channels}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        vae, dit = build(TINY_VAE, "vae"), build(TINY_DIT, "dit")
+        vae, dit = build(vae_section, "vae"), build(TINY_DIT, "dit")
         for name, parameter in dit.named_parameters():  # fresh, its gates and its output are zero, whatever goes in
             if not name.endswith(("q_norm.weight", "k_norm.weight")):
                 torch.nn.init.normal_(parameter, std=0.1)
-    save_prior(folder, {"vae": TINY_VAE, "dit": TINY_DIT, "schedule": SCHEDULE, "training": []}, vae, dit)
+    save_prior(folder, {"vae": vae_section, "dit": TINY_DIT, "schedule": SCHEDULE, "training": []}, vae, dit)
     return folder

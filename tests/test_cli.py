@@ -91,6 +91,25 @@ def test_a_sweep_ends_in_tables_and_is_not_repeated(experiment, capfd):
     assert (folder / "rows/rank-0.jsonl").read_bytes() == rows
 
 
+def test_an_evaluation_is_a_sweep_that_either_command_finishes(experiment, capfd):
+    """`evaluate` fills the folder, `sweep` finds nothing left to do, and the table is made by the figures."""
+    options = ["grid.factor=[4,8]", "grid.kernel=[bicubic,gaussian]", "grid.sigma_h_per_factor=[0.5]"]
+    options += ["figures=[vsr_lightning.figures.comparison.make_figures]"]
+    assert main(["evaluate", str(experiment), *options, "trainer.max_minutes=1e-9"]) == 0
+    assert "1 of 4 restorations; the same command goes on" in capfd.readouterr().out
+    assert main(["evaluate", str(experiment), *options]) == 0
+    folder = experiment.parent / "runs" / "tiny"
+    assert "table1.md" in capfd.readouterr().out
+    rows = (folder / "rows/rank-0.jsonl").read_bytes()
+    table = (folder / "table1.csv").read_bytes()
+    assert rows.count(b"\n") == 4
+    assert main(["sweep", str(experiment), *options]) == 0
+    assert (folder / "rows/rank-0.jsonl").read_bytes() == rows
+    (folder / "table1.csv").unlink()
+    assert main(["figures", str(experiment), *options]) == 0
+    assert (folder / "table1.csv").read_bytes() == table
+
+
 @pytest.mark.parametrize("overrides", [[], ["full=true", "grid.num_frames=[1,2]", "training.lr=1e-5"]])
 def test_print_config_loads_back_to_the_same(overrides, tmp_path, capsys):
     assert main(["train", SWEEP_FRAMES, "--print-config", *overrides]) == 0
@@ -107,9 +126,10 @@ def test_print_config_loads_back_to_the_same(overrides, tmp_path, capsys):
         (False, ["full=true"], "frame_count", 8),
     ],
 )
-def test_a_sweep_without_a_gpu_takes_the_small_preset(gpu, overrides, name, videos, monkeypatch, capsys):
+@pytest.mark.parametrize("command", ["sweep", "evaluate", "figures"])
+def test_a_sweep_without_a_gpu_takes_the_small_preset(command, gpu, overrides, name, videos, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    assert main(["sweep", SWEEP_FRAMES, *overrides, "--print-config"]) == 0
+    assert main([command, SWEEP_FRAMES, *overrides, "--print-config"]) == 0
     printed, notice = capsys.readouterr()
     config = yaml.safe_load(printed)
     assert (config["name"], config["grid"]["videos"]) == (name, videos)
@@ -129,7 +149,11 @@ def test_a_sweep_without_a_gpu_takes_the_small_preset(gpu, overrides, name, vide
         (["sampler.target=os.system"], "sampler.target: 'os.system'"),
         (["degradation.factor=7"], "degradation.factor=7"),
         (["degradation.factor=0"], "degradation.factor=0"),
-        (["degradation.kernel=box"], "grid.sigma_h=2.0"),
+        (["degradation.kernel=box", "grid.sigma_h=[1,2]"], "grid.sigma_h: [1.0, 2.0] for kernels without a width"),
+        (["grid.factor=[8,7]"], "grid.factor: must divide"),
+        (["grid.factor=[8,0]"], "grid.factor: must be"),
+        (["grid.kernel=[gaussian,bicubical]"], "grid.kernel: unknown"),
+        (["grid.keep_videos=-1"], "grid.keep_videos: -1"),
         (["grid.num_frames=[0]"], "grid.num_frames: 0"),
         (["grid.num_frames=[1,11]"], "grid.num_frames: 11"),
         (["grid.order=[backwards]"], "grid.order: 'backwards'"),

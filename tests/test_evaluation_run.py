@@ -10,11 +10,13 @@ import torch
 import yaml
 
 from vsr_lightning.config import UserError, load_config
-from vsr_lightning.data.clips import to_video
+from vsr_lightning.data.clips import to_uint8, to_video
+from vsr_lightning.data.moving_mnist import MovingMNIST
+from vsr_lightning.degradation.downsample import Downsample, upsample_bicubic
 from vsr_lightning.evaluation import results
 from vsr_lightning.evaluation.run import UntilTimeIsUp, sweep
 from vsr_lightning.inference.lit_vsr import LitVSR
-from vsr_lightning.metrics import psnr
+from vsr_lightning.metrics import psnr, ssim, temporal_error
 from vsr_lightning.models.prior import fingerprint, load_prior, load_vae, read_card, save_prior
 from vsr_lightning.training.run import make_datamodule
 
@@ -34,6 +36,18 @@ CONTRACT = {
 
 def experiment(prior, runs_dir, *overrides):
     return load_config(SWEEP, [*TINY, f"prior={prior}", f"runs_dir={runs_dir}", *overrides])
+
+
+@pytest.fixture
+def colour_clips(monkeypatch):
+    """Moving MNIST's test clips, each colour delayed by another number of frames, instead of the grey ones."""
+    grey = MovingMNIST.test_clips
+
+    def coloured(self):
+        clips = grey(self)
+        return [torch.cat([clip.roll(delay, dims=0) for delay in range(3)], dim=-1) for clip in clips]
+
+    monkeypatch.setattr(MovingMNIST, "test_clips", coloured)
 
 
 @pytest.fixture
@@ -111,6 +125,53 @@ def test_batch_size_does_not_matter(tiny_prior, tmp_path):
         assert abs(one[key] - video).max() <= 1  # level of 255: rounding
     for a, b in itertools.combinations(videos, 2):
         assert abs(a - b).max() > 5  # every item is a restoration of its own: none took another's place
+
+
+def test_mixed_factors_and_kernels_equal_each_alone(tiny_rgb_prior, colour_clips, tmp_path):
+    common = ["grid.noises=1", "sampler.steps=4", "sampler.zeta=50"]
+    mixed = ["grid.factor=[4,8]", "grid.kernel=[bicubic,gaussian]", "grid.sigma_h_per_factor=[0.5]", *common]
+    together = sweep(experiment(tiny_rgb_prior, tmp_path, "name=together", *mixed))
+    rows, restored = {}, {}
+    for factor, kernel, sigma_h in [(4, "bicubic", 0), (4, "gaussian", 2), (8, "bicubic", 0), (8, "gaussian", 4)]:
+        operator = [f"degradation.factor={factor}", f"degradation.kernel={kernel}", f"grid.sigma_h=[{sigma_h}]"]
+        folder = sweep(experiment(tiny_rgb_prior, tmp_path, f"name={factor}{kernel}", *operator, *common))
+        rows |= rows_by_item(folder)
+        restored |= results.load_restored(folder)
+    assert len(rows) == 16
+    assert_same_rows(rows_by_item(together), rows)
+    for key, video in results.load_restored(together).items():
+        assert abs(video.astype(int) - restored[key]).max() <= 1  # level of 255: rounding
+    assert len({video.tobytes() for video in restored.values()}) == 16
+
+
+def test_clips_to_look_at_of_several_videos_in_colour(tiny_rgb_prior, colour_clips, tmp_path):
+    command = experiment(tiny_rgb_prior, tmp_path, "grid.keep_videos=2", "grid.factor=[4,8]", "grid.num_frames=[3]")
+    clips = results.read_clips(sweep(command))
+    assert [(clip["factor"], clip["video"]) for clip in clips] == [(4, 0), (4, 1), (8, 0), (8, 1)]
+    truth = make_datamodule(command).test_clips()
+    for clip in clips:
+        degradation = Downsample(clip["factor"])
+        assert clip["observed"].shape == (10, 64 // clip["factor"], 64 // clip["factor"], 3)
+        assert np.array_equal(clip["truth"], truth[clip["video"]].numpy())
+        observed = to_video(torch.from_numpy(clip["observed"]))[None]
+        baseline = to_uint8(upsample_bicubic(observed, degradation))[0].numpy()
+        # Sensor noise reaches past the ends of what eight bits hold, and cubic interpolation can double that.
+        assert np.abs(clip["bicubic"].astype(int) - baseline)[clip["frames"]].mean() < 2
+        assert clip["restored"].shape == clip["bicubic"].shape == (10, 64, 64, 3)
+
+
+def test_a_folder_from_before_a_key_of_the_grid_goes_on(tiny_prior, tmp_path, restored_sizes):
+    command = experiment(tiny_prior, tmp_path)
+    path = sweep(command) / "config.yaml"
+    content = yaml.safe_load(path.read_text())
+    for key in ("factor", "kernel", "sigma_h_per_factor", "keep_videos"):
+        del content["grid"][key]
+    path.write_text(yaml.safe_dump(content))
+    restored_sizes.clear()
+    sweep(command)
+    assert restored_sizes == []
+    with pytest.raises(UserError, match="another grid.factor"):
+        sweep(experiment(tiny_prior, tmp_path, "grid.factor=[4]"))
 
 
 def test_a_killed_sweep_is_finished_by_the_same_command(tiny_prior, tmp_path, monkeypatch, restored_sizes):
@@ -200,7 +261,10 @@ def test_means_over_noise_instances_by_hand(tiny_prior, tmp_path):
     for row in means:
         samples = [restored[key] for key, item in rows_by_item(folder).items() if item["video"] == row["video"]]
         mean = torch.from_numpy(np.mean(np.stack(samples).astype(np.float64), axis=0))
-        quality = psnr(to_video(mean)[None], to_video(truth[row["video"]])[None])[0]
+        pair = to_video(mean)[None], to_video(truth[row["video"]])[None]
+        quality = psnr(*pair)[0]
+        assert row["ssim_mean_of_mean"] == pytest.approx(ssim(*pair).mean().item(), abs=1e-4)
+        assert row["temporal_error_of_mean"] == pytest.approx(temporal_error(*pair).item(), abs=1e-5)
         assert row["psnr_first_of_mean"] == pytest.approx(quality[0].item(), abs=1e-4)
         assert row["psnr_mean_of_mean"] == pytest.approx(quality.mean().item(), abs=1e-4)
         assert row["n_samples"] == 2
@@ -235,6 +299,8 @@ def test_a_run_folder_of_another_configuration_is_refused(tiny_prior, tmp_path):
         ("grid.videos=3", r"grid.videos: 3 asked for, the test split has 2"),
         ("grid.steps=[2000]", r"sampler.steps: 2000 is not between"),
         ("degradation.factor=7", r"factor"),
+        ("grid.factor=[8,7]", r"degradation.factor=7, or grid.factor: must divide"),
+        ("grid.kernel=[gaussian,cubic]", r"degradation.kernel=cubic, or grid.kernel: unknown; choose"),
         ("data.num_frames=5", r"prior: .* makes videos \(10, 1, 64, 64\)"),
         ("prior=nowhere", r"nowhere/card.yaml: no such file"),
     ],

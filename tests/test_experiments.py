@@ -6,7 +6,7 @@ import pytest
 
 from vsr_lightning.config import build, load_config
 from vsr_lightning.data.clips import ClipDataModule
-from vsr_lightning.evaluation.grid import grid_items
+from vsr_lightning.evaluation.grid import degradations, grid_items, widths
 from vsr_lightning.models.prior import Prior
 from vsr_lightning.models.vae import VAE
 
@@ -45,15 +45,16 @@ def test_sampling_builds_with_and_without_gpu(path):
         experiment = load_config(path, overrides)
         if experiment.degradation:
             degradation = build(experiment.degradation, "degradation")
-            sigma_h = experiment.grid.sigma_h if degradation.kernel == "gaussian" else [0.0]
-            operator = degradation.operator(sigma_h, SIZE, SIZE)
-            assert operator.A_v.shape == (len(sigma_h), SIZE // degradation.factor, SIZE)
+            for variant in degradations(experiment.grid, degradation):
+                sigma_h = widths(experiment.grid, variant)
+                operator = variant.operator(sigma_h, SIZE, SIZE)
+                assert operator.A_v.shape == (len(sigma_h), SIZE // variant.factor, SIZE)
         if experiment.sampler:
             assert callable(build(experiment.sampler, "sampler"))
         for target in experiment.figures:
             assert callable(build({"target": target}, "figures", run_dir=path))
         if experiment.sampler and experiment.data:
             schedule = build(experiment.schedule, "schedule")
-            for steps in {item.steps for item in grid_items(experiment.grid, experiment.sampler)}:
+            for steps in {item.steps for item in grid_items(experiment.grid, experiment.sampler, degradation)}:
                 schedule.respaced(steps)
             assert max(experiment.grid.num_frames) <= experiment.data["num_frames"]

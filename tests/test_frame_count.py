@@ -181,6 +181,15 @@ def test_fig2_picks_six_numbers_of_the_sequential_order(tmp_path):
     assert {label[1] for label in labels} == {"22.1 dB"}  # an error of 20: the sequential clips
 
 
+def test_fig2_keeps_to_one_video(tmp_path):
+    for video in (1, 0):
+        for n in (1, 3):
+            append_clip(tmp_path, item(n, "sequential", video, 0, 0), error=10 * (2 - video))
+    merge_clips(tmp_path)
+    panels = np.array(draw_fig2(read_clips(tmp_path)).axes).reshape(-1, FRAMES)
+    assert [axes.get_ylabel() for axes in panels[2:, 0]] == ["1 frame\n22.1 dB", "3 frames\n22.1 dB"]
+
+
 def test_make_figures_writes_pictures(run_dir):
     paths = make_figures(run_dir)
     assert [path.name for path in paths] == ["fig2.png", "fig3.png", "paired.csv"]

@@ -8,6 +8,7 @@ import torch
 
 from vsr_lightning.config import Grid, UserError, load_config
 from vsr_lightning.data.clips import to_video
+from vsr_lightning.degradation.downsample import Downsample
 from vsr_lightning.evaluation.grid import (
     GridDataset,
     Item,
@@ -20,10 +21,19 @@ from vsr_lightning.evaluation.grid import (
 
 SWEEP = Path(__file__).parents[1] / "experiments" / "moving_mnist" / "sweep_frames.yaml"
 SAMPLER = {"steps": 5, "zeta": 1.0}
+GAUSSIAN = Downsample()
 
 
-def make_item(video=0, noise=0, num_frames=2, order="random", sigma_h=2.0, sigma_y=0.02, steps=5, zeta=1.0):
-    return Item(num_frames, order, sigma_h, sigma_y, steps, zeta, video, noise)
+def make_item(**changes):
+    values = {"factor": 8, "kernel": "gaussian", "num_frames": 2, "order": "random", "sigma_h": 2.0, "sigma_y": 0.02}
+    return Item(**values | {"steps": 5, "zeta": 1.0, "video": 0, "noise": 0} | changes)
+
+
+def operators_of(**lists):
+    """(factor, kernel, sigma_h) of the conditions of a grid, in their order."""
+    items = grid_items(Grid(videos=1, noises=1, **lists), SAMPLER, GAUSSIAN)
+    assert len(set(items)) == len(items)
+    return [(item.factor, item.kernel, item.sigma_h) for item in items]
 
 
 def make_clips(count=3, frames=4):
@@ -32,7 +42,7 @@ def make_clips(count=3, frames=4):
 
 def test_the_shipped_sweep_has_1600_items():
     experiment = load_config(SWEEP, ["full=true"])
-    items = grid_items(experiment.grid, experiment.sampler)
+    items = grid_items(experiment.grid, experiment.sampler, GAUSSIAN)
     assert len(items) == len(set(items)) == 1600
     # The noise instances of a video lie side by side, then the videos of a condition.
     assert [(item.video, item.noise) for item in items[:80]] == list(itertools.product(range(8), range(10)))
@@ -40,25 +50,65 @@ def test_the_shipped_sweep_has_1600_items():
         itertools.product(range(1, 11), ["sequential", "random"])
     )
     assert {(item.sigma_h, item.sigma_y, item.steps, item.zeta) for item in items} == {(2.0, 0.02, 250, 13.0)}
+    assert {(item.factor, item.kernel) for item in items} == {(8, "gaussian")}
 
 
 def test_lists_of_the_grid_stand_over_the_sampler():
     grid = Grid(videos=1, noises=1, steps=[10, 20], zeta=[1, 2])
-    assert [(item.steps, item.zeta) for item in grid_items(grid, SAMPLER)] == [(10, 1), (10, 2), (20, 1), (20, 2)]
+    items = grid_items(grid, SAMPLER, GAUSSIAN)
+    assert [(item.steps, item.zeta) for item in items] == [(10, 1), (10, 2), (20, 1), (20, 2)]
     with pytest.raises(UserError, match="sampler.zeta: missing"):
-        grid_items(Grid(), {"steps": 5})
+        grid_items(Grid(), {"steps": 5}, GAUSSIAN)
+
+
+def test_lists_of_the_grid_stand_over_the_degradation():
+    assert operators_of() == [(8, "gaussian", 2)]
+    assert operators_of(factor=[4, 2]) == [(4, "gaussian", 2), (2, "gaussian", 2)]
+    assert operators_of(kernel=["box"]) == [(8, "box", 0)]
+
+
+def test_a_kernel_without_a_width_takes_part_once():
+    assert operators_of(kernel=["bicubic", "gaussian", "box"], factor=[4, 8], sigma_h=[1, 3]) == [
+        *[(4, "bicubic", 0), (4, "gaussian", 1), (4, "gaussian", 3), (4, "box", 0)],
+        *[(8, "bicubic", 0), (8, "gaussian", 1), (8, "gaussian", 3), (8, "box", 0)],
+    ]
+
+
+def test_a_width_may_follow_the_factor():
+    assert operators_of(kernel=["bicubic", "gaussian"], factor=[4, 8], sigma_h_per_factor=[0.25, 0.5]) == [
+        *[(4, "bicubic", 0), (4, "gaussian", 1), (4, "gaussian", 2)],
+        *[(8, "bicubic", 0), (8, "gaussian", 2), (8, "gaussian", 4)],
+    ]
+
+
+@pytest.mark.parametrize("widths", [{"sigma_h": [0, 1]}, {"sigma_h_per_factor": [0.5, 1]}])
+def test_several_widths_for_kernels_that_have_none(widths):
+    with pytest.raises(UserError, match=rf"grid.{next(iter(widths))}: .* for kernels without a width \(box, bicubic\)"):
+        operators_of(kernel=["box", "bicubic"], **widths)
+
+
+def test_a_large_grid_fills_its_batches():
+    """The aliasing sweep: every batch but the last of a factor is full, whatever conditions it mixes."""
+    grid = Grid(
+        videos=4, noises=11, num_frames=list(range(1, 11)), factor=[4, 8], sigma_h=[float(s) for s in range(11)]
+    )
+    items = grid_items(grid, SAMPLER, GAUSSIAN)
+    assert len(items) == len(set(items)) == 9680
+    batches = batches_of_rank(items, 80, 0, 1)
+    assert [len(batch) for batch in batches] == [*[80] * 60, 40] * 2
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
 def test_no_item_is_lost_or_doubled(world_size, batch_size):
-    grid = Grid(videos=3, noises=2, num_frames=[1, 2], steps=[10, 20])
-    items = grid_items(grid, SAMPLER)
+    grid = Grid(videos=3, noises=2, num_frames=[1, 2], steps=[10, 20], factor=[4, 8], kernel=["box", "gaussian"])
+    items = grid_items(grid, SAMPLER, GAUSSIAN)
     by_rank = [batches_of_rank(items, batch_size, rank, world_size) for rank in range(world_size)]
     batches = list(itertools.chain.from_iterable(by_rank))
     assert sorted(itertools.chain.from_iterable(batches)) == list(range(len(items)))
     assert all(1 <= len(batch) <= batch_size for batch in batches)
-    assert all(len({items[i].steps for i in batch}) == 1 for batch in batches)
+    for batch in batches:
+        assert len({(items[i].steps, items[i].factor, items[i].kernel) for i in batch}) == 1
     loads = [len(batches) for batches in by_rank]
     assert max(loads) - min(loads) <= 1
 
@@ -80,6 +130,7 @@ def test_a_batch_holds_what_its_items_say():
     torch.testing.assert_close(batch.sigma_y, torch.tensor([0.1, 0.02]))
     assert batch.keys == [(5, 2, 1), (5, 0, 0)]
     assert (batch.zeta.tolist(), batch.steps, batch.size) == ([3.0, 1.0], 5, 2)
+    assert (batch.factor, batch.kernel) == (8, "gaussian")
 
 
 def test_padding_repeats_the_last_sample():
@@ -107,5 +158,6 @@ def test_random_frames_are_nested_and_belong_to_the_video():
 
 
 def test_rows_hold_the_item_and_the_columns_of_the_sweep():
-    row = row_maker({"factor": 8, "seed": 3})(make_item(video=4, order="sequential"))
-    assert (row["factor"], row["seed"], row["video"], row["order"], row["num_frames"]) == (8, 3, 4, "sequential", 2)
+    row = row_maker({"seed": 3})(make_item(video=4, order="sequential", factor=4, kernel="box"))
+    assert (row["factor"], row["kernel"], row["seed"]) == (4, "box", 3)
+    assert (row["video"], row["order"], row["num_frames"]) == (4, "sequential", 2)

@@ -9,22 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from vsr_lightning.config import UserError
-from vsr_lightning.degradation.downsample import Downsample
+from vsr_lightning.degradation.downsample import Downsample, upsample_bicubic
 from vsr_lightning.degradation.frame_mask import frame_mask
 from vsr_lightning.inference.dps import dps_sample
 from vsr_lightning.inference.lit_vsr import FailureLog, LitVSR, ObservationBatch, Restoration, check_frames
 from vsr_lightning.inference.noise import sensor_noise
 from vsr_lightning.models.prior import Prior, load_prior
 
-MEASURED = {
-    "psnr_first",
-    "psnr_mean",
-    "ssim_mean",
-    "residual_rms",
-    "psnr_first_bicubic",
-    "psnr_first_vae",
-    "seconds",
-}
+SCORES = ("psnr_first", "psnr_mean", "ssim_mean", "temporal_error")
+MEASURED = {"residual_rms", "seconds", *(score + of for score in SCORES for of in ("", "_bicubic", "_vae"))}
 STEPS = 4
 
 
@@ -50,6 +43,8 @@ def make_batch(prior: Prior, items: list[int], size: int | None = None, **change
         "sigma_h": [1.0 + i for i in items],
         "sigma_y": torch.tensor([0.02 + 0.1 * i for i in items]),
         "keys": [(0, i, 7) for i in items],
+        "factor": 8,
+        "kernel": "gaussian",
         "steps": STEPS,
         "zeta": torch.tensor([1.0 + i for i in items]),
         "size": size or len(items),
@@ -70,8 +65,8 @@ def predict(module: LitVSR, *batches: ObservationBatch) -> list[Restoration]:
     return trainer.predict(module, torch.utils.data.DataLoader(list(batches), batch_size=None))
 
 
-def make_module(prior: Prior, factor: int = 8, kernel: str = "gaussian", sampler=dps_sample) -> LitVSR:
-    return LitVSR(prior, Downsample(factor, kernel), sampler)
+def make_module(prior: Prior, sampler=dps_sample) -> LitVSR:
+    return LitVSR(prior, Downsample(), sampler)
 
 
 def without_seconds(measured: list[dict[str, float]]) -> list[dict[str, float]]:
@@ -124,8 +119,8 @@ def test_padding_changes_nothing_and_is_dropped(prior):
 def test_observation_is_made_from_the_raw_video(prior):
     """Block means of x plus the sample's own noise, on observed frames; the VAE's reconstruction is far from x."""
     sigma_y = torch.tensor([0.0, 0.3])
-    batch = make_batch(prior, [0, 1], sigma_h=[0.0, 0.0], sigma_y=sigma_y)
-    (result,) = predict(make_module(prior, kernel="box"), batch)
+    batch = make_batch(prior, [0, 1], kernel="box", sigma_h=[0.0, 0.0], sigma_y=sigma_y)
+    (result,) = predict(make_module(prior), batch)
     frames, channels, height, width = prior.video_shape
     blocks = batch.x.view(2, frames, channels, height // 8, 8, width // 8, 8).mean(dim=(4, 6))
     noise = sensor_noise(batch.keys, blocks.shape[1:])
@@ -146,27 +141,49 @@ def test_sensor_noise_of_a_frame_does_not_depend_on_which_are_observed(prior):
 
 def test_measurements(prior):
     """A restoration off by 0.2 on frame 0 and by 0.02 elsewhere, without blur or decimation."""
-    batch = make_batch(prior, [0, 1], sigma_h=[0.0, 0.0], sigma_y=torch.tensor([0.0, 0.5]))
+    batch = make_batch(prior, [0, 1], factor=1, sigma_h=[0.0, 0.0], sigma_y=torch.tensor([0.0, 0.5]))
     batch.x *= 0.5  # away from the ends, where clamping would change the error
     offset = torch.full((prior.video_shape[0], 1, 1, 1), 0.02)
     offset[0] = 0.2
-    (result,) = predict(make_module(prior, factor=1, sampler=answer_with(batch.x + offset)), batch)
+    (result,) = predict(make_module(prior, sampler=answer_with(batch.x + offset)), batch)
     decibels = -10 * np.log10((offset.flatten().numpy() / 2) ** 2)  # [0, 1] is half as wide as [-1, 1]
     with torch.no_grad():
-        coded = prior.decode(prior.encode(batch.x))[:, 0].clamp(-1, 1)
+        coded = prior.decode(prior.encode(batch.x)).clamp(-1, 1)
     for i, row in enumerate(result.measured):
         assert row["psnr_first"] == pytest.approx(20, abs=1e-3)
         assert row["psnr_mean"] == pytest.approx(decibels.mean(), abs=1e-3)
         assert 0.5 < row["ssim_mean"] < 1
-        vae_mse = ((coded[i] - batch.x[i, 0]) / 2).square().mean().item()
-        assert row["psnr_first_vae"] == pytest.approx(-10 * np.log10(vae_mse), abs=1e-3)
+        # Frame differences are wrong once, by (0.2 - 0.02) / 2, and right in the other eight of nine.
+        assert row["temporal_error"] == pytest.approx(0.09 / 3, rel=1e-3)
+        vae_mse = ((coded[i] - batch.x[i]) / 2).square().mean(dim=(1, 2, 3)).numpy()
+        assert row["psnr_first_vae"] == pytest.approx(-10 * np.log10(vae_mse[0]), abs=1e-3)
+        assert row["psnr_mean_vae"] == pytest.approx(-10 * np.log10(vae_mse).mean(), abs=1e-3)
+        assert row["ssim_mean_vae"] < row["ssim_mean"]
         assert row["seconds"] > 0
     # One frame is observed of item 0, exactly; four of item 1, with noise of 0.5.
     assert result.measured[0]["residual_rms"] == pytest.approx(0.2, rel=1e-3)
     assert result.measured[0]["psnr_first_bicubic"] > 60  # the observation itself
+    torch.testing.assert_close(result.bicubic, result.y, atol=1e-5, rtol=0)
+    grey = batch.x[0, 1:] / 2  # frames that were not observed: the bicubic baseline knows nothing of them
+    decibels = -10 * np.log10(grey.square().mean(dim=(1, 2, 3)).numpy())
+    first = result.measured[0]["psnr_first_bicubic"]
+    assert result.measured[0]["psnr_mean_bicubic"] == pytest.approx((first + decibels.sum()) / 10, abs=0.05)
     assert result.measured[1]["residual_rms"] == pytest.approx(
         np.hypot(0.5, np.sqrt((0.2**2 + 3 * 0.02**2) / 4)), rel=0.05
     )
+
+
+@pytest.mark.parametrize(("factor", "kernel", "sigma_h"), [(4, "bicubic", 0.0), (8, "gaussian", 4.0), (2, "box", 0.0)])
+def test_each_batch_has_an_operator_of_its_own(prior, factor, kernel, sigma_h):
+    """One module; the observation and the baseline are those of the batch's factor and kernel."""
+    still = {"sigma_h": [sigma_h] * 2, "sigma_y": torch.zeros(2), "mask": torch.ones(2, prior.video_shape[0])}
+    batch = make_batch(prior, [0, 1], factor=factor, kernel=kernel, **still)
+    other, result = predict(make_module(prior), make_batch(prior, [0]), batch)
+    own = Downsample(factor, kernel)
+    y = own.operator([sigma_h], *batch.x.shape[-2:])(batch.x)
+    torch.testing.assert_close(result.y, y, atol=1e-5, rtol=0)
+    torch.testing.assert_close(result.bicubic, upsample_bicubic(y, own), atol=1e-5, rtol=0)
+    assert other.y.shape[-1] == batch.x.shape[-1] // 8
 
 
 def test_a_failing_sample_is_reported_and_the_others_go_on(prior):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.ndimage import correlate1d
 
-from vsr_lightning.metrics import psnr, ssim
+from vsr_lightning.metrics import psnr, scores, ssim, temporal_error
 
 Metric = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -79,7 +79,31 @@ def test_ssim_of_identical_videos_is_one() -> None:
     torch.testing.assert_close(ssim(x, x), torch.ones(2, 3))
 
 
-@pytest.mark.parametrize("metric", [psnr, ssim])
+def test_temporal_error_of_each_video() -> None:
+    x_hat, x = videos()
+    difference = np.diff(to_unit(x_hat), axis=1) - np.diff(to_unit(x), axis=1)
+    np.testing.assert_allclose(temporal_error(x_hat, x), np.sqrt((difference**2).mean(axis=(1, 2, 3, 4))), atol=1e-6)
+
+
+def test_temporal_error_sees_flicker_and_no_constant_error() -> None:
+    x = torch.zeros(1, 4, 1, 8, 8)
+    assert temporal_error(x + 0.2, x).item() == pytest.approx(0, abs=1e-7)
+    flicker = x + torch.tensor([0.1, -0.1, 0.1, -0.1])[:, None, None, None]
+    assert temporal_error(flicker, x).item() == pytest.approx(0.1)  # 0.2 from frame to frame is 0.1 on [0, 1]
+    assert temporal_error(x[:, :1], x[:, :1]).isnan().all()
+
+
+def test_scores_are_means_over_frames() -> None:
+    x_hat, x = videos()
+    found = scores(x_hat, x)
+    assert list(found) == ["psnr_first", "psnr_mean", "ssim_mean", "temporal_error"]
+    assert torch.equal(found["psnr_first"], psnr(x_hat, x)[:, 0])
+    torch.testing.assert_close(found["psnr_mean"], psnr(x_hat, x).mean(dim=1))
+    torch.testing.assert_close(found["ssim_mean"], ssim(x_hat, x).mean(dim=1))
+    assert torch.equal(found["temporal_error"], temporal_error(x_hat, x))
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim, temporal_error])
 def test_precision_survives_bf16_and_autocast(metric: Metric) -> None:
     x_hat, x = (video.bfloat16() for video in videos())
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -88,7 +112,7 @@ def test_precision_survives_bf16_and_autocast(metric: Metric) -> None:
     assert torch.equal(measured, metric(x_hat.float(), x.float()))
 
 
-@pytest.mark.parametrize("metric", [psnr, ssim])
+@pytest.mark.parametrize("metric", [psnr, ssim, temporal_error, scores])
 def test_shapes_must_agree(metric: Metric) -> None:
     x_hat, x = videos()
     with pytest.raises(ValueError, match="expected two videos"):

@@ -288,6 +288,17 @@ def test_clips_of_all_ranks_are_merged_and_read_back(tmp_path):
         np.testing.assert_array_equal(clips[0][name], clip()[name])
 
 
+def test_clips_of_several_videos_and_the_baseline(tmp_path):
+    baseline = np.full((10, 16, 16, 1), 7, np.uint8)
+    for video in (2, 0):
+        ClipWriter(tmp_path).append(item(video), **clip(video), bicubic=baseline + video)
+    ClipWriter(tmp_path).append(item(1), **clip(1))
+    merge_clips(tmp_path)
+    clips = read_clips(tmp_path)
+    assert [(c["video"], c["restored"].max()) for c in clips] == [(0, 0), (1, 1), (2, 2)]
+    assert [c["bicubic"].max() if "bicubic" in c else None for c in clips] == [7, None, 9]
+
+
 def test_a_rerun_adds_and_replaces_clips_and_keeps_the_others(tmp_path):
     ClipWriter(tmp_path).append(item(num_frames=1), **clip(1))
     ClipWriter(tmp_path).append(item(num_frames=3), **clip(2))
@@ -407,6 +418,18 @@ def test_log_results_can_be_read_back(tmp_path, offline_run):
     assert Image.open(image).size == (30, 20)
     (gif,) = media.glob("videos/clips/sequential/frames_01_*.gif")
     assert Image.open(gif).format == "GIF"
+
+
+def test_clips_of_several_videos_have_names_of_their_own(tmp_path):
+    for video in (0, 3):
+        ClipWriter(tmp_path).append(item(video), **clip())
+    merge_clips(tmp_path)
+    RowWriter(tmp_path).append([item(video) for video in (0, 3)])
+    write_tables(tmp_path)
+    run = FakeRun()
+    log_results(run, tmp_path, [])
+    names = [name for name in run.logged if name.startswith("clips/")]
+    assert names == ["clips/sequential/video_0/frames_03", "clips/sequential/video_3/frames_03"]
 
 
 class FakeRun:

@@ -1,4 +1,4 @@
-"""The command line: `python -m vsr_lightning COMMAND experiments/….yaml [key=value …]`."""
+"""The command line: `python -m vsr_lightning COMMAND experiments/….yaml [key=value …]`, and `… report RUN…`."""
 
 import argparse
 import os
@@ -14,16 +14,22 @@ COMMANDS = {
     "train": "train the network of training.stage, or go on with it",
     "export": "write the prior's folder from the last checkpoint",
     "sweep": "restore every item of the grid, or finish a sweep; write tables, figures and a W&B run",
-    "figures": "draw the figures of a finished sweep again",
+    "evaluate": "the same for an experiment that compares methods: its figures are tables and comparisons",
+    "figures": "draw the figures of a finished sweep or evaluation again",
+    "report": "write one HTML page about run folders, named instead of an experiment",
 }
+USES_GRID = ("sweep", "evaluate", "figures")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0, or 2 after one line on stderr for a mistake of the user's."""
     options = _parse(arguments)
     try:
+        if options.command == "report":
+            report(options.run_dirs, options.output)
+            return 0
         experiment = load_config(options.experiment, options.overrides)
-        if options.command in ("sweep", "figures"):
+        if options.command in USES_GRID:
             experiment = _fit_to_machine(experiment, options)
         if options.print_config:
             print(to_yaml(experiment), end="")
@@ -62,7 +68,7 @@ def run(command: str, experiment: Experiment) -> None:
         if not experiment.prior:
             raise UserError("prior: name the folder to write, as prior=data/checkpoints/mine")
         export(experiment, Path(experiment.prior))
-    elif command == "sweep":
+    elif command in ("sweep", "evaluate"):  # one machinery: the experiment says what is restored and drawn
         from vsr_lightning.evaluation.run import sweep
 
         sweep(experiment)
@@ -73,12 +79,27 @@ def run(command: str, experiment: Experiment) -> None:
             print(path)
 
 
+def report(run_dirs: list[Path], target: Path) -> None:
+    from vsr_lightning.figures.report import make_report
+
+    print(make_report(run_dirs, target))
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; see --help\n")
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = next((argument for argument in arguments if not argument.startswith("-")), None)
+    # No subparsers: they cannot take overrides that follow an option.
+    parser = _report_parser() if command == "report" else _experiment_parser()
+    parser.add_argument("--debug", action="store_true", help="show the traceback of errors")
+    return parser.parse_intermixed_args(arguments)
+
+
+def _experiment_parser() -> argparse.ArgumentParser:
     commands = "\n".join(f"  {name:8} {text}" for name, text in COMMANDS.items())
     parser = _Parser(
         prog="python -m vsr_lightning",
@@ -89,8 +110,17 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("experiment", help="YAML file, as experiments/moving_mnist/sweep_frames.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as sampler.steps=250 grid.num_frames=[1,10]")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of errors")
-    return parser.parse_intermixed_args(arguments)  # overrides may follow an option
+    return parser
+
+
+def _report_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m vsr_lightning", description="Write one HTML page about run folders.")
+    parser.add_argument("command", choices=["report"], metavar="report", help="this command")
+    parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN", help="folder of a sweep, as runs/frame_count")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/report.html"), metavar="FILE", help="the page (%(default)s)"
+    )
+    return parser
 
 
 def _fit_to_machine(experiment: Experiment, options: argparse.Namespace) -> Experiment:

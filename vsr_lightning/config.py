@@ -89,14 +89,21 @@ class Trainer:
 
 @dataclass
 class Grid:
-    """The conditions of a sweep: every combination of the lists, on `videos` clips with `noises` instances each."""
+    """The conditions of a sweep: every combination of the lists, on `videos` clips with `noises` instances each.
+
+    `sigma_h` is the width of the Gaussian; kernels without a width take part once, at 0.
+    """
 
     split: str = "test"  # the clips: test, or val for tuning
     videos: int = 8
     noises: int = 10
+    keep_videos: int = 1  # clips to look at, of noise instance 0 of the first so many videos of each condition
     num_frames: list[int] = field(default_factory=lambda: [10])
     order: list[str] = field(default_factory=lambda: ["sequential"])
-    sigma_h: list[float] = field(default_factory=lambda: [2.0])
+    factor: list[int] = field(default_factory=list)  # empty: degradation.factor
+    kernel: list[str] = field(default_factory=list)  # empty: degradation.kernel
+    sigma_h: list[float] = field(default_factory=lambda: [2.0])  # HR pixels
+    sigma_h_per_factor: list[float] = field(default_factory=list)  # widths in LR pixels, stand over sigma_h
     sigma_y: list[float] = field(default_factory=lambda: [0.02])
     steps: list[int] = field(default_factory=list)  # empty: sampler.steps
     zeta: list[float] = field(default_factory=list)  # empty: sampler.zeta
@@ -105,15 +112,16 @@ class Grid:
         if self.split not in ("test", "val"):
             raise UserError(f"grid.split: '{self.split}' is not 'test' or 'val'")
         _at_least(1, self, "grid", "videos", "noises")
+        _at_least(0, self, "grid", "keep_videos")
         for name in ("num_frames", "order", "sigma_h", "sigma_y"):
             if not getattr(self, name):
                 raise UserError(f"grid.{name}: the list is empty; give at least one condition")
-        for name in ("sigma_h", "sigma_y", "zeta"):
+        for name in ("sigma_h", "sigma_h_per_factor", "sigma_y", "zeta"):
             if not all(0 <= value < math.inf for value in getattr(self, name)):
                 raise UserError(f"grid.{name}: {getattr(self, name)} holds a number that is negative or not finite")
-        for name in ("num_frames", "order", "sigma_h", "sigma_y", "steps", "zeta"):
-            if len(set(getattr(self, name))) < len(getattr(self, name)):
-                raise UserError(f"grid.{name}: {getattr(self, name)} lists a condition twice")
+        for name, values in vars(self).items():
+            if isinstance(values, list) and len(set(values)) < len(values):
+                raise UserError(f"grid.{name}: {values} lists a condition twice")
         for order in self.order:
             if order not in ("sequential", "random"):
                 raise UserError(f"grid.order: '{order}' is not 'sequential' or 'random'")

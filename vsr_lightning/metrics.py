@@ -1,6 +1,6 @@
-"""PSNR and SSIM of videos, per frame.
+"""PSNR and SSIM of videos, per frame, and the error of their motion.
 
-Both take videos (B, F, C, H, W) in [-1, 1], and measure on [0, 1] after clamping, in float32 or
+All take videos (B, F, C, H, W) in [-1, 1], and measure on [0, 1] after clamping, in float32 or
 better, whatever autocast says.
 B batch, F frames, C channels, H W pixels.
 """
@@ -35,6 +35,26 @@ def ssim(x_hat: Tensor, x: Tensor) -> Tensor:
         )
     assert isinstance(similarity, Tensor)  # a pair only when the full image is asked for
     return similarity.view(x.shape[:2]).float()
+
+
+def temporal_error(x_hat: Tensor, x: Tensor) -> Tensor:
+    """Root mean square error of the differences between successive frames, (B,) on [0, 1]; nan for a single frame.
+
+    It sees flicker and wrong motion; an error that is the same in every frame does not count.
+    """
+    x_hat, x = _to_unit(x_hat, x)
+    return (x_hat.diff(dim=1) - x.diff(dim=1)).square().mean(dim=(1, 2, 3, 4)).sqrt()
+
+
+def scores(x_hat: Tensor, x: Tensor) -> dict[str, Tensor]:
+    """What a sweep reports of videos, each (B,): PSNR of the first frame, means over frames, temporal error."""
+    quality = psnr(x_hat, x)
+    return {
+        "psnr_first": quality[:, 0],
+        "psnr_mean": quality.mean(dim=1),
+        "ssim_mean": ssim(x_hat, x).mean(dim=1),
+        "temporal_error": temporal_error(x_hat, x),
+    }
 
 
 def _to_unit(x_hat: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

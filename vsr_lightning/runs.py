@@ -30,6 +30,7 @@ NOT_IDENTITY = {
     "data": ("dir", "num_workers"),
     "training": ("vae_prior", "val_every", "save_every", "log_every", "check_videos", "check_steps", "check_zeta"),
 }
+DEFAULTS = dataclasses.asdict(Experiment())
 BIN = ".venv/bin/" if sys.prefix == str(Path(".venv").absolute()) else ""  # how a user reaches installed commands
 PACKAGES = ("vsr-lightning", "torch", "lightning", "torchmetrics", "numpy")
 
@@ -63,14 +64,22 @@ def rank() -> int:
 
 
 def identity(experiment: Experiment | dict[str, Any], kind: str) -> dict[str, Any]:
-    """The part of a configuration that the results of a run of that kind depend on."""
+    """The part of a configuration that the results of a run of that kind depend on.
+
+    Keys that a stored configuration lacks count as their defaults: they are younger than its folder, and a new key's
+    default means what the code did before.
+    """
     content = experiment if isinstance(experiment, dict) else dataclasses.asdict(experiment)
-    kept = {key: content.get(key) for key in IDENTITY[kind]}
+    kept = {key: _with_defaults(content.get(key), DEFAULTS[key]) for key in IDENTITY[kind]}
     for section, keys in NOT_IDENTITY.items():
         content_of = kept.get(section)
         if isinstance(content_of, dict):
             kept[section] = {key: value for key, value in content_of.items() if key not in keys}
     return kept
+
+
+def _with_defaults(section: Any, defaults: Any) -> Any:
+    return {**defaults, **section} if isinstance(section, dict) else section
 
 
 def describe_machine() -> dict[str, Any]:

@@ -41,15 +41,22 @@ class Downsample:
 
     def __post_init__(self) -> None:
         if not isinstance(self.factor, int) or self.factor < 1:
-            raise UserError(f"degradation.factor={self.factor}: must be a whole number of at least 1, as in 8")
+            key = f"degradation.factor={self.factor}, or grid.factor"
+            raise UserError(f"{key}: must be a whole number of at least 1, as in 8")
         if self.kernel not in KERNELS:
-            raise UserError(f"degradation.kernel={self.kernel}: unknown; choose one of {', '.join(KERNELS)}")
+            known = ", ".join(KERNELS)
+            raise UserError(f"degradation.kernel={self.kernel}, or grid.kernel: unknown; choose one of {known}")
         if self.kernel_size is None:
             return
         if self.kernel != "gaussian":
             raise UserError(f"degradation.kernel_size: has no meaning for {self.kernel}; leave it out")
         if not isinstance(self.kernel_size, int) or self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise UserError(f"degradation.kernel_size={self.kernel_size}: must be odd and positive, or null")
+
+    @property
+    def has_width(self) -> bool:
+        """Whether `sigma_h` means anything; without a width it is 0."""
+        return self.kernel == "gaussian"
 
     @property
     def phase(self) -> float:
@@ -67,10 +74,11 @@ class Downsample:
             UserError: `factor` does not divide `size`, or `sigma_h` is negative or belongs to another kernel.
         """
         if size < 1 or size % self.factor:
-            raise UserError(f"degradation.factor={self.factor}: must divide the frame, {size} pixels on an axis")
+            key = f"degradation.factor={self.factor}, or grid.factor"
+            raise UserError(f"{key}: must divide the frame, {size} pixels on an axis")
         if not (sigma_h >= 0 and math.isfinite(sigma_h)):
             raise UserError(f"grid.sigma_h={sigma_h}: must be finite and at least 0 (HR pixels)")
-        if self.kernel == "gaussian":
+        if self.has_width:
             return self._gaussian_matrix(size, sigma_h)
         if sigma_h != 0:
             raise UserError(f"grid.sigma_h={sigma_h}: {self.kernel} has no width; use 0 or the gaussian kernel")

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from vsr_lightning.config import Grid, UserError
 from vsr_lightning.data.clips import to_video
+from vsr_lightning.degradation.downsample import Downsample
 from vsr_lightning.degradation.frame_mask import frame_mask, observed_frames
 from vsr_lightning.inference.lit_vsr import ObservationBatch
 
@@ -20,6 +21,8 @@ from vsr_lightning.inference.lit_vsr import ObservationBatch
 class Item:
     """One restoration to make."""
 
+    factor: int
+    kernel: str
     num_frames: int
     order: str
     sigma_h: float
@@ -29,12 +32,51 @@ class Item:
     video: int
     noise: int
 
+    @property
+    def batch_key(self) -> tuple[int, int, str]:
+        """What the items of a batch have in common: the sampler's steps, and the operator but for its width."""
+        return self.steps, self.factor, self.kernel
+
 
 Sample = tuple[Item, Tensor]  # an item and its clip, uint8 (F, H, W, C)
 
 
-def grid_items(grid: Grid, sampler: dict[str, Any]) -> list[Item]:
-    """Every combination of the grid's lists, videos and noise instances, with equal `steps` side by side."""
+def degradations(grid: Grid, degradation: Downsample) -> list[Downsample]:
+    """The operator at each factor and kernel of the grid.
+
+    Raises:
+        UserError: there is no such operator, or several widths are listed for kernels that have none.
+    """
+    variants = [
+        replace(degradation, factor=factor, kernel=kernel)
+        for factor in grid.factor or [degradation.factor]
+        for kernel in grid.kernel or [degradation.kernel]
+    ]
+    if not any(variant.has_width for variant in variants):
+        for name in ("sigma_h", "sigma_h_per_factor"):
+            if len(getattr(grid, name)) > 1:
+                kernels = ", ".join(dict.fromkeys(variant.kernel for variant in variants))
+                raise UserError(
+                    f"grid.{name}: {getattr(grid, name)} for kernels without a width ({kernels}); "
+                    "add gaussian to grid.kernel, or give one number"
+                )
+    return variants
+
+
+def widths(grid: Grid, degradation: Downsample) -> list[float]:
+    """`sigma_h` of an operator's conditions, HR pixels."""
+    if not degradation.has_width:
+        return [0.0]
+    if grid.sigma_h_per_factor:
+        return [ratio * degradation.factor for ratio in grid.sigma_h_per_factor]
+    return [float(sigma_h) for sigma_h in grid.sigma_h]
+
+
+def grid_items(grid: Grid, sampler: dict[str, Any], degradation: Downsample) -> list[Item]:
+    """Every combination of the grid's lists, videos and noise instances; what can share a batch lies side by side.
+
+    `sampler` and `degradation` say what lists that are empty leave open. Raises UserError.
+    """
     for key in ("steps", "zeta"):
         if not getattr(grid, key) and key not in sampler:
             raise UserError(f"sampler.{key}: missing; the sweep needs a number, or the list grid.{key}")
@@ -42,24 +84,25 @@ def grid_items(grid: Grid, sampler: dict[str, Any]) -> list[Item]:
         raise UserError(f"sampler.zeta: {sampler['zeta']} is negative or not finite")
     conditions = itertools.product(
         grid.steps or [sampler["steps"]],
+        degradations(grid, degradation),
         grid.zeta or [sampler["zeta"]],
         grid.num_frames,
         grid.order,
-        grid.sigma_h,
         grid.sigma_y,
     )
     return [
-        Item(frames, order, float(sigma_h), float(sigma_y), steps, float(zeta), video, noise)
-        for steps, zeta, frames, order, sigma_h, sigma_y in conditions
+        Item(d.factor, d.kernel, frames, order, sigma_h, float(sigma_y), steps, float(zeta), video, noise)
+        for steps, d, zeta, frames, order, sigma_y in conditions
+        for sigma_h in widths(grid, d)
         for video in range(grid.videos)
         for noise in range(grid.noises)
     ]
 
 
 def batches_of_rank(items: Sequence[Item], batch_size: int, rank: int, world_size: int) -> list[list[int]]:
-    """Indices of the items that a rank restores together: equal `steps` in a batch, no item twice, none left out."""
+    """Indices of the items that a rank restores together: one `batch_key` in a batch, no item twice, none left out."""
     batches: list[list[int]] = []
-    for _, members in itertools.groupby(range(len(items)), key=lambda index: items[index].steps):
+    for _, members in itertools.groupby(range(len(items)), key=lambda index: items[index].batch_key):
         group = list(members)
         batches += [group[start : start + batch_size] for start in range(0, len(group), batch_size)]
     return batches[rank::world_size]
@@ -97,6 +140,7 @@ class GridDataset(Dataset[ObservationBatch]):
 
 
 def observation_batch(samples: list[Sample], seed: int, pad_to: int | None = None) -> ObservationBatch:
+    """The samples as one batch, repeating the last up to `pad_to`. They share a `batch_key`."""
     size = len(samples)
     samples = samples + samples[-1:] * ((pad_to or size) - size)
     items = [item for item, _ in samples]
@@ -107,6 +151,8 @@ def observation_batch(samples: list[Sample], seed: int, pad_to: int | None = Non
         sigma_h=[item.sigma_h for item in items],
         sigma_y=torch.tensor([item.sigma_y for item in items]),
         keys=[(seed, item.video, item.noise) for item in items],
+        factor=items[0].factor,
+        kernel=items[0].kernel,
         steps=items[0].steps,
         zeta=torch.tensor([item.zeta for item in items]),
         size=size,

@@ -42,7 +42,8 @@ COLUMNS = (
     *("psnr_first", "psnr_mean", "ssim_mean", "residual_rms", "seed", "seconds", "kernel", "prior"),
     *("dataset", "status"),
 )
-CLIP_ARRAYS = ("observed", "restored", "truth")
+CLIP_ARRAYS = ("observed", "restored", "truth", "bicubic")
+CLIP = (*CONDITION, "video")  # what identifies a kept clip
 
 
 # ---------------------------------------------------------------------------------------------- keys
@@ -168,8 +169,8 @@ def write_tables(run_dir: Path) -> None:
 def write_means(run_dir: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Add to `means.csv` how good the mean over a video's noise instances is.
 
-    A row has the condition's columns, `video`, `psnr_first_of_mean` and `psnr_mean_of_mean` (dB) and
-    `n_samples`. It replaces an earlier row of the same video and condition.
+    A row has the condition's columns, `video`, `n_samples`, and the mean's scores as `<score>_of_mean`. It replaces
+    an earlier row of the same video and condition.
     """
     path = Path(run_dir) / "means.csv"
     earlier = read_table(path) if path.exists() else []
@@ -290,9 +291,9 @@ def load_restored(run_dir: Path) -> dict[tuple, np.ndarray]:
 
 
 class ClipWriter:
-    """Keeps clips to look at in `rows/clips-rank-<rank>.h5`, one group per condition.
+    """Keeps clips to look at in `rows/clips-rank-<rank>.h5`, one group per condition and video.
 
-    The caller passes video 0, noise 0 of each condition.
+    The caller passes noise 0 of the first video or videos of each condition.
     """
 
     def __init__(self, run_dir: Path, rank: int = 0):
@@ -306,19 +307,23 @@ class ClipWriter:
         restored: np.ndarray,
         truth: np.ndarray,
         frames: Sequence[int],
+        bicubic: np.ndarray | None = None,
     ) -> None:
-        """Keep the clips of one item, instead of earlier ones of the same condition.
+        """Keep the clips of one item, instead of earlier ones of the same condition and video.
 
         Args:
-            row: the item's row, or just its condition.
+            row: the item's row, or just its condition and video.
             observed: uint8 (F, h, w, C).
             restored, truth: uint8 (F, H, W, C).
             frames: indices, from 0, of the frames that were observed.
+            bicubic: the baseline at the operator's own phase, uint8 (F, H, W, C), if it is to be kept.
 
         Raises:
             ValueError: if a clip is not uint8 of four dimensions.
         """
-        clips = dict(zip(CLIP_ARRAYS, (observed, restored, truth), strict=True))
+        clips = {"observed": observed, "restored": restored, "truth": truth}
+        if bicubic is not None:
+            clips["bicubic"] = bicubic
         for name, clip in clips.items():
             if clip.dtype != np.uint8 or clip.ndim != 4:
                 raise ValueError(f"{name} must be uint8 (F, H, W, C), got {clip.dtype} {clip.shape}")
@@ -328,27 +333,27 @@ class ClipWriter:
         temporary.unlink(missing_ok=True)
         if self.path.exists():
             shutil.copyfile(self.path, temporary)
-        condition = condition_key(row)
+        key = {column: _normalise(row.get(column)) for column in CLIP}
         with h5py.File(temporary, "a") as file:
-            name = _group_name(condition)
+            name = _group_name(key)
             if name in file:
                 del file[name]
             group = file.create_group(name)
-            group.attrs.update(zip(CONDITION, condition, strict=True))
+            group.attrs.update(key)
             group["frames"] = np.asarray(list(frames), dtype=np.int64)
             for array, clip in clips.items():
                 group.create_dataset(array, data=clip, compression="gzip")
         temporary.replace(self.path)
 
 
-def _group_name(condition: tuple) -> str:
+def _group_name(key: Mapping[str, Any]) -> str:
     """A readable name; HDF5 would read the slashes of a path as nested groups."""
-    parts = (f"{column}={value}" for column, value in zip(CONDITION, condition, strict=True))
+    parts = (f"{column}={value}" for column, value in key.items())
     return " ".join(parts).replace("/", "|")
 
 
 def merge_clips(run_dir: Path) -> None:
-    """Gather the clips of all ranks in `clips.h5`, keeping conditions that only an earlier `clips.h5` has."""
+    """Gather the clips of all ranks in `clips.h5`, keeping those that only an earlier `clips.h5` has."""
     run_dir = Path(run_dir)
     path, temporary = run_dir / "clips.h5", run_dir / "clips.h5.tmp"
     sources = [*sorted(run_dir.glob("rows/clips-rank-*.h5")), *([path] if path.exists() else [])]
@@ -364,19 +369,19 @@ def merge_clips(run_dir: Path) -> None:
 
 
 def read_clips(run_dir: Path) -> list[Row]:
-    """Clips in `clips.h5`, sorted by condition.
+    """Clips in `clips.h5`, sorted by condition and video.
 
-    Each is the condition's columns, `observed` uint8 (F, h, w, C), `restored` and `truth` uint8 (F, H, W, C),
-    and `frames`, the observed indices from 0.
+    Each is the condition's columns and `video`, `observed` uint8 (F, h, w, C), `restored`, `truth` and, where it was
+    kept, `bicubic` uint8 (F, H, W, C), and `frames`, the observed indices from 0.
     """
     with h5py.File(Path(run_dir) / "clips.h5", "r") as file:
         clips = [_read_clip(group) for group in file.values()]
-    return sorted(clips, key=lambda clip: _sortable(condition_key(clip)))
+    return sorted(clips, key=lambda clip: _sortable((*condition_key(clip), clip["video"])))
 
 
 def _read_clip(group: h5py.Group) -> Row:
-    clip: Row = {column: _normalise(value) for column, value in group.attrs.items()}
-    clip |= {name: group[name][()] for name in CLIP_ARRAYS}
+    clip: Row = {"video": 0} | {column: _normalise(value) for column, value in group.attrs.items()}
+    clip |= {name: group[name][()] for name in CLIP_ARRAYS if name in group}
     return clip | {"frames": group["frames"][()].tolist()}
 
 
@@ -460,10 +465,12 @@ def _log_clips(run: Any, clips: Sequence[Row]) -> None:
 
     with tempfile.TemporaryDirectory() as folder:  # W&B copies the files when they are logged
         videos = {}
+        several = len({clip["video"] for clip in clips}) > 1
         for index, (clip, label) in enumerate(zip(clips, _labels(clips), strict=True)):
             path = Path(folder) / f"{index}.gif"
             write_gif(clip, path)
-            videos[f"clips/{label}/frames_{clip['num_frames']:02d}"] = wandb.Video(str(path), format="gif")
+            name = f"{label}/video_{clip['video']}" if several else label
+            videos[f"clips/{name}/frames_{clip['num_frames']:02d}"] = wandb.Video(str(path), format="gif")
         run.log(videos)
 
 

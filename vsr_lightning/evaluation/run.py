@@ -1,4 +1,4 @@
-"""The `sweep` command: from a grid of conditions to a run folder of results, on any devices, in any number of goes."""
+"""`sweep` and `evaluate`: from a grid of conditions to a folder of results, on any devices, in any number of goes."""
 
 import math
 import sys
@@ -20,9 +20,18 @@ from vsr_lightning.config import Experiment, UserError, build
 from vsr_lightning.data.clips import ClipDataModule, to_uint8, to_video
 from vsr_lightning.degradation.downsample import Downsample
 from vsr_lightning.evaluation import results
-from vsr_lightning.evaluation.grid import GridDataset, Item, batches_of_rank, frames_of, grid_items, row_maker
+from vsr_lightning.evaluation.grid import (
+    GridDataset,
+    Item,
+    batches_of_rank,
+    degradations,
+    frames_of,
+    grid_items,
+    row_maker,
+    widths,
+)
 from vsr_lightning.inference.lit_vsr import LitVSR, ObservationBatch, Restoration, check_frames
-from vsr_lightning.metrics import psnr
+from vsr_lightning.metrics import scores
 from vsr_lightning.models.prior import Prior, fingerprint, load_prior
 
 COMPILE_FROM_STEPS = 1000  # sampler steps of a job: compilation takes about a minute
@@ -38,12 +47,13 @@ def sweep(experiment: Experiment) -> Path:
     degradation = build(experiment.degradation, "degradation", Downsample)
     datamodule = build({"seed": experiment.seed, "batch_size": 1, **experiment.data}, "data", ClipDataModule)
     clips = _clips(datamodule, experiment, prior)
-    items = grid_items(experiment.grid, experiment.sampler)
+    items = grid_items(experiment.grid, experiment.sampler, degradation)
     sampler = _sampler(experiment)
     for steps in {item.steps for item in items}:
         prior.schedule.respaced(steps)  # bad numbers are told before anything is written
-    degradation.operator(experiment.grid.sigma_h, *prior.video_shape[-2:])
-    fixed = _fixed_columns(experiment, degradation, datamodule, prior)
+    for variant in degradations(experiment.grid, degradation):
+        variant.operator(widths(experiment.grid, variant), *prior.video_shape[-2:])
+    fixed = _fixed_columns(experiment, datamodule, prior)
     to_row = row_maker(fixed)
 
     folder = runs.open_run(experiment, "sweep", {key: fixed[key] for key in ("prior", "dataset")})
@@ -82,7 +92,9 @@ def _restore(
         options.compile == "auto" and runs.uses_gpu(experiment) and steps >= COMPILE_FROM_STEPS
     ):
         module.compile_networks()
-    callbacks: list[Callback] = [RowSink(folder, items, batches_of, to_row, experiment.seed)]
+    callbacks: list[Callback] = [
+        RowSink(folder, items, batches_of, to_row, experiment.seed, experiment.grid.keep_videos)
+    ]
     if options.progress:
         callbacks.append(SamplingProgress(steps))
     trainer = L.Trainer(
@@ -136,8 +148,9 @@ class RowSink(Callback):
         batches_of: Callable[[int], list[list[int]]],
         to_row: Callable[[Item], Row],
         seed: int,
+        keep_videos: int,
     ) -> None:
-        self.folder, self.items, self.to_row, self.seed = folder, items, to_row, seed
+        self.folder, self.items, self.to_row, self.seed, self.keep_videos = folder, items, to_row, seed, keep_videos
         self._batches_of = batches_of
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -162,11 +175,12 @@ class RowSink(Callback):
         ]
         restored = to_uint8(outputs.x_hat.nan_to_num()).numpy()
         for index, item in enumerate(items):
-            if item.video == 0 and item.noise == 0 and rows[index]["status"] == "ok":
-                observed = to_uint8(outputs.y[index]).numpy()
-                truth = to_uint8(batch.x[index]).cpu().numpy()
+            if item.video < self.keep_videos and item.noise == 0 and rows[index]["status"] == "ok":
+                observed, truth, bicubic = (
+                    to_uint8(video[index]).cpu().numpy() for video in (outputs.y, batch.x, outputs.bicubic)
+                )
                 frames = frames_of(item, len(truth), self.seed)
-                self.clips.append(rows[index], observed, restored[index], truth, frames)
+                self.clips.append(rows[index], observed, restored[index], truth, frames, bicubic)
         # Not the failed ones: what a later try restores must not have a rival.
         ok = [index for index, row in enumerate(rows) if row["status"] == "ok"]
         if ok:
@@ -219,7 +233,7 @@ def _conclude(
 def make_figures(experiment: Experiment, folder: Path) -> list[Path]:
     """Draw the experiment's figures from the run folder's files."""
     if not (folder / "results.csv").exists():
-        raise UserError(f"{folder}: has no results.csv; run the sweep first")
+        raise UserError(f"{folder}: has no results.csv; run `sweep` or `evaluate` first")
     paths: list[Path] = []
     for target in experiment.figures:
         paths += build({"target": target}, "figures", run_dir=folder)()
@@ -228,7 +242,7 @@ def make_figures(experiment: Experiment, folder: Path) -> list[Path]:
 
 @torch.no_grad()
 def measure_means(folder: Path, rows: list[Row], clips: Dataset[Tensor]) -> list[Row]:
-    """PSNR of the mean over a video's noise instances, an estimate of the posterior mean, by video and condition."""
+    """Scores of the mean over a video's noise instances, an estimate of the posterior mean, by video and condition."""
     restored = results.load_restored(folder)
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
@@ -238,10 +252,10 @@ def measure_means(folder: Path, rows: list[Row], clips: Dataset[Tensor]) -> list
     for (_, video), members in groups.items():
         samples = np.stack([restored[results.item_key(row)] for row in members]).astype(np.float32)
         mean = to_video(torch.from_numpy(samples.mean(axis=0)))[None]
-        quality = psnr(mean, to_video(clips[video])[None])[0]
+        measured = scores(mean, to_video(clips[video])[None])
         condition = {column: members[0][column] for column in results.CONDITION}
-        scores = {"psnr_first_of_mean": quality[0].item(), "psnr_mean_of_mean": quality.mean().item()}
-        means.append({**condition, "video": video, **scores, "n_samples": len(members)})
+        of_mean = {f"{name}_of_mean": value.item() for name, value in measured.items()}
+        means.append({**condition, "video": video, **of_mean, "n_samples": len(members)})
     return means
 
 
@@ -261,10 +275,8 @@ def _clips(datamodule: ClipDataModule, experiment: Experiment, prior: Prior) -> 
     return clips
 
 
-def _fixed_columns(experiment: Experiment, degradation: Downsample, datamodule: ClipDataModule, prior: Prior) -> Row:
+def _fixed_columns(experiment: Experiment, datamodule: ClipDataModule, prior: Prior) -> Row:
     return {
-        "factor": degradation.factor,
-        "kernel": degradation.kernel,
         "sampler": experiment.sampler["target"].rpartition(".")[2].removesuffix("_sample"),
         "seed": experiment.seed,
         "prior": f"{prior.card.get('name', 'prior')}@{fingerprint(experiment.prior)}",

@@ -4,23 +4,32 @@ Made from `results.csv` and `clips.h5` of a run folder, without a display and wi
 Shapes: F frames, H W pixels (h w low resolution), C channels. PSNR in dB.
 """
 
-import csv
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
-import h5py
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-Row = Mapping[str, Any]
+from vsr_lightning.figures.drawing import (
+    annotate,
+    frame_psnr,
+    label_row,
+    operator,
+    panel_grid,
+    plural,
+    sampling,
+    save,
+    short,
+    show_frame,
+    source,
+)
+from vsr_lightning.figures.reading import Row, mean_and_error, read_clips, read_ok_rows
 
 ORDERS = {"sequential": ("tab:blue", "o"), "random": ("tab:red", "s")}  # colours as in the paper
 BASELINES = {"psnr_first_bicubic": "bicubic", "psnr_first_vae": "VAE reconstruction"}
@@ -36,11 +45,11 @@ def make_figures(run_dir: Path) -> list[Path]:
     if (run_dir / "clips.h5").exists():
         figures.append(run_dir / "fig2.png")
         fig2(run_dir, figures[-1])
-    results = run_dir / "results.csv"
-    if results.exists() and len({row["num_frames"] for row in _read_ok_rows(results)}) > 1:
+    rows = read_ok_rows(run_dir / "results.csv")
+    if len({row["num_frames"] for row in rows}) > 1:
         figures.append(run_dir / "fig3.png")
         fig3(run_dir, figures[-1])
-    if results.exists() and (paired := paired_difference(_read_ok_rows(results))):
+    if paired := paired_difference(rows):
         figures.append(run_dir / "paired.csv")
         write_paired(paired, figures[-1])
     return figures
@@ -55,35 +64,12 @@ def write_paired(paired: dict[int, tuple[float, float, int]], path: Path) -> Non
 
 def fig2(run_dir: Path, path: Path) -> None:
     """Save the restorations of one video beside what was observed (paper, Fig. 2)."""
-    _save(draw_fig2(_read_clips(Path(run_dir) / "clips.h5")), path)
+    save(draw_fig2(read_clips(Path(run_dir) / "clips.h5")), path)
 
 
 def fig3(run_dir: Path, path: Path) -> None:
     """Save the PSNR of the first frame against the number of observed frames (paper, Fig. 3)."""
-    _save(draw_fig3(_read_ok_rows(Path(run_dir) / "results.csv")), path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=150, facecolor="white")
-
-
-# ------------------------------------------------------------------------------------------- reading
-
-
-def _read_ok_rows(path: Path) -> list[dict[str, str]]:
-    """Items of `results.csv` that did not fail, cells as text."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if row["status"] == "ok"]
-
-
-def _read_clips(path: Path) -> list[dict[str, Any]]:
-    """Each condition's columns with its arrays `observed`, `restored`, `truth` and `frames`."""
-    with h5py.File(path, "r") as file:
-        return [
-            dict(group.attrs) | {name: group[name][()] for name in ("observed", "restored", "truth", "frames")}
-            for group in file.values()
-        ]
+    save(draw_fig3(read_ok_rows(Path(run_dir) / "results.csv")), path)
 
 
 def _setting(row: Row) -> tuple:
@@ -112,17 +98,7 @@ def paired_difference(rows: Iterable[Row], metric: str = "psnr_first") -> dict[i
     for (num_frames, video, *_), values in pairs.items():
         if "random" in values and "sequential" in values:
             differences[num_frames].append((video, values["random"] - values["sequential"]))
-    return {num_frames: _mean_and_error(differences[num_frames]) for num_frames in sorted(differences)}
-
-
-def _mean_and_error(values: Iterable[tuple[str, float]]) -> tuple[float, float, int]:
-    """Mean, standard error and number of videos, from (video, value); each video counts once."""
-    by_video: dict[str, list[float]] = defaultdict(list)
-    for video, value in values:
-        by_video[video].append(value)
-    means = [fmean(of_video) for of_video in by_video.values()]
-    error = stdev(means) / math.sqrt(len(means)) if len(means) > 1 else math.nan
-    return fmean(means), error, len(means)
+    return {num_frames: mean_and_error(differences[num_frames]) for num_frames in sorted(differences)}
 
 
 def _curve(rows: Sequence[Row], order: str, metric: str) -> list[tuple[int, float, float]]:
@@ -134,7 +110,7 @@ def _curve(rows: Sequence[Row], order: str, metric: str) -> list[tuple[int, floa
     for num_frames, group in sorted(by_number.items()):
         of_order = [row for row in group if row["order"] == order]
         if of_order:
-            mean, error, _ = _mean_and_error((row["video"], float(row[metric])) for row in of_order)
+            mean, error, _ = mean_and_error((row["video"], float(row[metric])) for row in of_order)
             points.append((num_frames, mean, error))
     return points
 
@@ -174,7 +150,7 @@ def _draw_panel(axes: Axes, rows: Sequence[Row]) -> None:
     for column, name in BASELINES.items():
         values = [(row["video"], float(row[column])) for row in rows if row.get(column, "") != ""]
         if values:
-            level = _mean_and_error(values)[0]
+            level = mean_and_error(values)[0]
             label = f"{name}: {level:.1f} dB"
             if column == "psnr_first_vae":  # far above the curves: a line there would press them together
                 axes.plot([], [], linestyle="", label=label)
@@ -191,28 +167,13 @@ def _draw_panel(axes: Axes, rows: Sequence[Row]) -> None:
 
 def _title(row: Row) -> str:
     """Prior, data, degradation and sampler in two lines."""
-    prior, dataset = Path(str(row["prior"])).name, row["dataset"]
-    source = prior if prior == dataset else f"prior {prior} on {dataset}"
-    blur = rf"$\sigma_h$ {_short(row['sigma_h'])} px" if row["kernel"] == "gaussian" else row["kernel"]
-    return (
-        f"{source}, {_short(row['factor'])}×, {blur}, $\\sigma_y$ {_short(row['sigma_y'])}\n"
-        f"{row['sampler']}, {_short(row['steps'])} steps, $\\zeta$ {_short(row['zeta'])}"
-    )
-
-
-def _short(number: Any) -> str:
-    """2, "2" and 2.0 all as "2"."""
-    return f"{float(number):g}"
+    return f"{source(row)}, {operator(row)}, $\\sigma_y$ {short(row['sigma_y'])}\n{sampling(row)}"
 
 
 def _counts(rows: Sequence[Row]) -> str:
     videos, noises = len({row["video"] for row in rows}), len({row["noise"] for row in rows})
     bars = ", bars: standard error over videos" if videos > 1 else ""
-    return f"{_plural(videos, 'video')} × {_plural(noises, 'noise instance')}{bars}"
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("s" if number != 1 else "")
+    return f"{plural(videos, 'video')} × {plural(noises, 'noise instance')}{bars}"
 
 
 # --------------------------------------------------------------------------------------------- Fig. 2
@@ -229,40 +190,29 @@ def draw_fig2(clips: Sequence[Row]) -> Figure:
     height, width = most["observed"].shape[1:3]
     rows = [("truth", most["truth"]), (f"observed\n{width}×{height}", most["observed"])]
     rows += [
-        (f"{_plural(int(clip['num_frames']), 'frame')}\n{_psnr_first(clip):.1f} dB", clip["restored"]) for clip in clips
+        (f"{plural(int(clip['num_frames']), 'frame')}\n{_psnr_first(clip):.1f} dB", clip["restored"]) for clip in clips
     ]
     seen = [None, most["frames"], *(clip["frames"] for clip in clips)]
 
-    cell, left, top, bottom = 0.82, 0.95, 0.58, 0.36  # inches
-    size = left + cell * num_frames + 0.1, top + cell * len(rows) + bottom
-    figure = Figure(figsize=size)
-    panels = figure.subplots(len(rows), num_frames, squeeze=False)
-    figure.subplots_adjust(
-        left=left / size[0],
-        right=1 - 0.1 / size[0],
-        top=1 - top / size[1],
-        bottom=bottom / size[1],
-        wspace=0.06,
-        hspace=0.06,
-    )
+    figure, (panels,) = panel_grid(1, len(rows), num_frames, cell=0.82)
     for line, ((label, video), frames) in enumerate(zip(rows, seen, strict=True)):
-        panels[line, 0].set_ylabel(label, rotation=0, ha="right", va="center", labelpad=8, fontsize=9)
+        label_row(panels[line, 0], label)
         for index, axes in enumerate(panels[line]):
-            _draw_frame(axes, video[index], observed=None if frames is None else index in frames)
+            observed = frames is not None and index in frames
+            show_frame(axes, video[index], *(("tab:blue", 2.0) if observed else ()))
             if line == 1 and index not in most["frames"]:
                 _hatch(axes)
     for index, axes in enumerate(panels[0]):
         axes.set_title(f"frame {index + 1}", fontsize=9, pad=4)
-    figure.suptitle(_title(most).replace("\n", ", "), fontsize=10, y=1 - 0.1 / size[1], va="top")
     note = f"{most['order']} order; blue border: the frame was observed; dB: PSNR of frame 1"
-    figure.text(0.5, 0.12 / size[1], note, ha="center", fontsize=9, color="0.25")
+    annotate(figure, _title(most).replace("\n", ", "), note)
     return figure
 
 
 def _one_curve(clips: Sequence[Row]) -> list[Row]:
-    """Clips of one setting and order, by number of frames, at most MAX_RESTORATIONS of them."""
-    first = min(clips, key=lambda clip: (tuple(map(str, _setting(clip))), clip["order"] != "sequential"))
-    same = [c for c in clips if _setting(c) == _setting(first) and c["order"] == first["order"]]
+    """Clips of one setting, order and video, by number of frames, at most MAX_RESTORATIONS of them."""
+    first = min(clips, key=lambda c: (tuple(map(str, _setting(c))), c["order"] != "sequential", c["video"]))
+    same = [c for c in clips if _curve_key(c) == _curve_key(first)]
     same.sort(key=lambda clip: int(clip["num_frames"]))
     if len(same) <= MAX_RESTORATIONS:
         return same
@@ -271,19 +221,13 @@ def _one_curve(clips: Sequence[Row]) -> list[Row]:
     return [same[index] for index in sorted(set(chosen.tolist()))]
 
 
+def _curve_key(clip: Row) -> tuple:
+    return *_setting(clip), clip["order"], clip["video"]
+
+
 def _psnr_first(clip: Row) -> float:
     """PSNR in dB of the first restored frame, from the 8-bit clips."""
-    error = clip["restored"][0].astype(float) - clip["truth"][0].astype(float)
-    return 10 * math.log10(255**2 / max(float(np.mean(error**2)), 1e-10))
-
-
-def _draw_frame(axes: Axes, frame: np.ndarray, observed: bool | None) -> None:
-    """Show one frame uint8 (H, W, C) with a border that tells whether it was observed."""
-    axes.imshow(np.broadcast_to(frame, (*frame.shape[:2], 3)), interpolation="nearest")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set(color="tab:blue" if observed else "0.75", linewidth=2.0 if observed else 0.6)
+    return frame_psnr(clip["restored"][0], clip["truth"][0])
 
 
 def _hatch(axes: Axes) -> None:

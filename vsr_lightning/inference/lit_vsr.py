@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import lightning as L
 import torch
@@ -12,7 +12,7 @@ from vsr_lightning.config import UserError
 from vsr_lightning.degradation.downsample import Downsample, SeparableOperator, upsample_bicubic
 from vsr_lightning.degradation.frame_mask import mask_frames
 from vsr_lightning.inference.noise import SampleKey, SamplerNoise, sensor_noise
-from vsr_lightning.metrics import psnr, ssim
+from vsr_lightning.metrics import scores
 from vsr_lightning.models.prior import Prior
 from vsr_lightning.models.schedule import Step
 
@@ -26,6 +26,8 @@ class ObservationBatch:
     sigma_h: list[float]  # blur width of each sample, HR pixels
     sigma_y: Tensor  # (B,), sensor noise on the [-1, 1] scale
     keys: list[SampleKey]  # name the random streams
+    factor: int  # of the operator, HR pixels per LR pixel
+    kernel: str  # of the operator
     steps: int
     zeta: Tensor  # (B,)
     size: int
@@ -37,6 +39,7 @@ class Restoration:
 
     y: Tensor  # observation (B, F, C, h, w), unobserved frames zero
     x_hat: Tensor  # (B, F, C, H, W)
+    bicubic: Tensor  # the baseline (B, F, C, H, W), unobserved frames grey
     measured: list[dict[str, float]]
     status: list[str]  # "ok", or what went wrong and where
 
@@ -45,7 +48,8 @@ class LitVSR(L.LightningModule):
     """Posterior sampling of one batch of observations after another, through `Trainer.predict`.
 
     Needs `Trainer(inference_mode=False)`: guidance takes gradients. `sampler` is called as `dps_sample` is, less
-    the parameters already bound. `on_step`, if set, hears of every sampler step.
+    the parameters already bound. `degradation` is the operator, at the factor and kernel of each batch. `on_step`, if
+    set, hears of every sampler step.
     """
 
     def __init__(self, prior: Prior, degradation: Downsample, sampler: Callable[..., Tensor]) -> None:
@@ -60,7 +64,8 @@ class LitVSR(L.LightningModule):
 
     def predict_step(self, batch: ObservationBatch, batch_idx: int) -> Restoration:
         started = time.perf_counter()
-        operator = self.degradation.operator(batch.sigma_h, batch.x.shape[-2], batch.x.shape[-1], batch.x.device)
+        degradation = replace(self.degradation, factor=batch.factor, kernel=batch.kernel)
+        operator = degradation.operator(batch.sigma_h, batch.x.shape[-2], batch.x.shape[-1], batch.x.device)
         y = observe(batch, operator)
         failures = FailureLog(len(y), y.device)
 
@@ -80,31 +85,27 @@ class LitVSR(L.LightningModule):
         )
         status = failures.status(x_hat, batch.zeta)  # waits for the device, so the clock below is true
         seconds = (time.perf_counter() - started) / batch.size
-        measured = self._measure(batch, operator, y, x_hat)
-        keep = slice(0, batch.size)
+        bicubic = upsample_bicubic(y, degradation)
+        measured = self._measure(batch, operator, y, x_hat, bicubic)
         return Restoration(
-            y[keep].cpu(), x_hat[keep].cpu(), [{**row, "seconds": seconds} for row in measured], status[keep]
+            y=y[: batch.size].cpu(),
+            x_hat=x_hat[: batch.size].cpu(),
+            bicubic=bicubic[: batch.size].cpu(),
+            measured=[{**row, "seconds": seconds} for row in measured],
+            status=status[: batch.size],
         )
 
+    @torch.no_grad()
     def _measure(
-        self, batch: ObservationBatch, operator: SeparableOperator, y: Tensor, x_hat: Tensor
+        self, batch: ObservationBatch, operator: SeparableOperator, y: Tensor, x_hat: Tensor, bicubic: Tensor
     ) -> list[dict[str, float]]:
-        """PSNR and SSIM of the restoration, beside bicubic upsampling and the VAE's own reconstruction."""
-        with torch.no_grad():
-            bicubic = upsample_bicubic(y, self.degradation)
-            reconstruction = self.prior.decode(self.prior.encode(batch.x))
-            y_hat = mask_frames(operator(x_hat), batch.mask)
-        quality = psnr(x_hat, batch.x)
-        observed = batch.mask.sum(dim=1)
-        pixels = observed * y[0, 0].numel()
-        table = {
-            "psnr_first": quality[:, 0],
-            "psnr_mean": quality.mean(dim=1),
-            "ssim_mean": ssim(x_hat, batch.x).mean(dim=1),
-            "residual_rms": ((y - y_hat).square().flatten(1).sum(dim=1) / pixels).sqrt(),
-            "psnr_first_bicubic": psnr(bicubic, batch.x)[:, 0],
-            "psnr_first_vae": psnr(reconstruction, batch.x)[:, 0],
-        }
+        """The scores of the restoration, of bicubic upsampling and of the VAE's own reconstruction, and the misfit."""
+        y_hat = mask_frames(operator(x_hat), batch.mask)
+        pixels = batch.mask.sum(dim=1) * y[0, 0].numel()  # observed ones
+        table = {"residual_rms": ((y - y_hat).square().flatten(1).sum(dim=1) / pixels).sqrt()}
+        reconstruction = self.prior.decode(self.prior.encode(batch.x))
+        for suffix, video in {"": x_hat, "_bicubic": bicubic, "_vae": reconstruction}.items():
+            table |= {name + suffix: values for name, values in scores(video, batch.x).items()}
         columns = {name: values.tolist() for name, values in table.items()}
         return [{name: values[i] for name, values in columns.items()} for i in range(batch.size)]
 

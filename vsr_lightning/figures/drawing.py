@@ -1,0 +1,108 @@
+"""What figures share in how they look: frames in a grid, titles, numbers, and saving without a display.
+
+Shapes: H W pixels, C channels. Lengths in inches, PSNR in dB.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from vsr_lightning.figures.reading import Row
+
+DPI = 150
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG, without pyplot's global state."""
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=DPI, facecolor="white")
+
+
+# -------------------------------------------------------------------------------------------- layout
+
+
+def panel_grid(
+    blocks: int, rows: int, columns: int, *, cell: float, gap: float = 0.0, top: float = 0.58
+) -> tuple[Figure, np.ndarray]:
+    """A figure of square panels: `blocks` below each other, each of `rows` by `columns`.
+
+    Args:
+        cell: width and height of a panel with its margin.
+        gap: above each block but the first.
+        top: room for the title and the column titles.
+
+    Returns:
+        The figure and its axes, (blocks, rows, columns), with room for row labels on the left and a note below.
+    """
+    left, right, bottom, margin = 0.95, 0.1, 0.36, 0.05
+    width = left + columns * cell + right
+    height = top + blocks * rows * cell + (blocks - 1) * gap + bottom
+    figure = Figure(figsize=(width, height))
+    panels = np.empty((blocks, rows, columns), dtype=object)
+    for block, row, column in np.ndindex(*panels.shape):
+        x = left + column * cell
+        y = height - top - (block * rows + row + 1) * cell - block * gap
+        side = cell - margin
+        panels[block, row, column] = figure.add_axes((x / width, y / height, side / width, side / height))
+    return figure, panels
+
+
+def annotate(figure: Figure, title: str, note: str) -> None:
+    """A title at the top of a panel grid, and a note at its foot."""
+    height = figure.get_figheight()
+    figure.suptitle(title, fontsize=10, y=1 - 0.1 / height, va="top")
+    figure.text(0.5, 0.12 / height, note, ha="center", fontsize=9, color="0.25")
+
+
+def label_row(axes: Axes, label: str) -> None:
+    """A label on the left of the first panel of a row."""
+    axes.set_ylabel(label, rotation=0, ha="right", va="center", labelpad=8, fontsize=9)
+
+
+def show_frame(axes: Axes, frame: np.ndarray, colour: str = "0.75", linewidth: float = 0.6) -> None:
+    """Show one frame uint8 (H, W, C), grey or RGB, pixel by pixel in a border."""
+    axes.imshow(np.broadcast_to(frame, (*frame.shape[:2], 3)), interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set(color=colour, linewidth=linewidth)
+
+
+# ------------------------------------------------------------------------------------ numbers, words
+
+
+def frame_psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """PSNR in dB of two frames uint8 (H, W, C), 148 dB for equal ones."""
+    error = a.astype(float) - b.astype(float)
+    return 10 * math.log10(255**2 / max(float(np.mean(error**2)), 1e-10))
+
+
+def short(number: Any) -> str:
+    """2, "2" and 2.0 all as "2"."""
+    return f"{float(number):g}"
+
+
+def plural(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("s" if number != 1 else "")
+
+
+def source(row: Row) -> str:
+    """Prior and data, in one name where they have the same."""
+    prior, dataset = Path(str(row["prior"])).name, row["dataset"]
+    return prior if prior == dataset else f"prior {prior} on {dataset}"
+
+
+def operator(row: Row) -> str:
+    """Factor and kernel, the Gaussian by its width."""
+    blur = rf"$\sigma_h$ {short(row['sigma_h'])} px" if row["kernel"] == "gaussian" else row["kernel"]
+    return f"{short(row['factor'])}×, {blur}"
+
+
+def sampling(row: Row) -> str:
+    """Sampler, steps and guidance scale."""
+    return f"{row['sampler']}, {short(row['steps'])} steps, $\\zeta$ {short(row['zeta'])}"
