@@ -1,6 +1,7 @@
 # What people type. Every target first makes .venv if it is missing.
 #   OVERRIDES="sampler.steps=500 grid.videos=4"   passed on to the command
 #   PRIOR=folder   the prior that sampling loads and training exports      DEVICES=n   GPUs
+#   SOURCE=bair|sim   train-bair and eval-bair: the real robot's clips, or simulated ones
 SHELL := /bin/bash
 PYTHON ?= python3
 # Torch first and by itself, so that nothing else chooses its build. PyPI's Linux wheel brings several GB of CUDA
@@ -9,16 +10,24 @@ TORCH ?= torch==2.13.0
 PRIOR ?= data/checkpoints/moving_mnist
 DEVICES ?= 1
 OVERRIDES ?=
+SOURCE ?= bair
+RUNS ?= $(wildcard runs/*)
 MNIST := experiments/moving_mnist
 VAE ?= $(MNIST)/vae.yaml
 DIT ?= $(MNIST)/dit.yaml
 
+PUSHING.bair := bair
+PUSHING.sim := push_sim
+PUSHING = $(or $(PUSHING.$(SOURCE)),$(error SOURCE=$(SOURCE) is neither bair nor sim))
+
 VENV := .venv
 READY := $(VENV)/.ready
+SIM_READY := $(VENV)/.ready-sim
 VSR := $(VENV)/bin/python -m vsr_lightning
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint typecheck check data-mnist train-mnist sweep-frames figures clean
+.PHONY: help setup demo test test-sim lint typecheck check data-mnist data-bair data-sim train-mnist train-bair \
+	sweep-frames eval-bair figures report clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -31,11 +40,19 @@ $(READY): pyproject.toml constraints.txt
 	$(VENV)/bin/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
+# What simulation needs on top. OpenGL's libraries are the system's: apt-get install libosmesa6 libegl1 libgl1
+$(SIM_READY): $(READY)
+	$(VENV)/bin/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,sim]'
+	@touch $@
+
 demo: $(READY) ## Super-resolve one video from 1, 3 and 10 frames with the shipped prior (minutes on a CPU)
 	$(VSR) sweep $(MNIST)/demo.yaml prior=$(PRIOR) $(OVERRIDES)
 
 test: $(READY) ## Run the tests (minutes on 2 cores)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not sim"
+
+test-sim: $(SIM_READY) ## Run the tests of simulated pushing, which need OpenGL's libraries
+	OMP_NUM_THREADS=1 LP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m sim
 
 lint: $(READY) ## Check style
 	$(VENV)/bin/ruff check .
@@ -49,17 +66,36 @@ check: lint typecheck test ## All checks that CI makes
 data-mnist: $(READY) ## Fetch and verify MNIST, and the official test sequences where they can be had
 	$(VSR) data $(MNIST)/data.yaml $(OVERRIDES)
 
+data-bair: $(READY) ## Download BAIR robot pushing (30 GB), verify it and convert it
+	$(VSR) data experiments/bair/data.yaml $(OVERRIDES)
+
+data-sim: $(SIM_READY) ## Simulate robot pushing, the stand-in for BAIR
+	$(VSR) data experiments/push_sim/data.yaml $(OVERRIDES)
+
 train-mnist: PRIOR = data/checkpoints/mine
 train-mnist: $(READY) ## Train VAE and DiT, export to PRIOR (data/checkpoints/mine); run again to go on where it stopped
 	$(VSR) train $(VAE) trainer.devices=$(DEVICES) $(OVERRIDES)
 	$(VSR) train $(DIT) trainer.devices=$(DEVICES) $(OVERRIDES)
 	$(VSR) export $(DIT) prior=$(PRIOR) $(OVERRIDES)
 
+train-bair: PRIOR = data/checkpoints/mine-$(PUSHING)
+train-bair: $(READY) ## Train VAE and DiT on robot pushing (SOURCE=bair or sim), export to PRIOR; run again to go on
+	$(VSR) train experiments/$(PUSHING)/vae.yaml trainer.devices=$(DEVICES) $(OVERRIDES)
+	$(VSR) train experiments/$(PUSHING)/dit.yaml trainer.devices=$(DEVICES) $(OVERRIDES)
+	$(VSR) export experiments/$(PUSHING)/dit.yaml prior=$(PRIOR) $(OVERRIDES)
+
 sweep-frames: $(READY) ## Figs. 2 and 3: PSNR against the number of observed frames
 	$(VSR) sweep $(MNIST)/sweep_frames.yaml prior=$(PRIOR) trainer.devices=$(DEVICES) $(OVERRIDES)
 
+eval-bair: PRIOR = data/checkpoints/$(PUSHING)
+eval-bair: $(READY) ## Table I, Figs. 6 and 7: 4x and 8x on robot pushing (SOURCE=bair or sim)
+	$(VSR) evaluate experiments/$(PUSHING)/eval.yaml prior=$(PRIOR) trainer.devices=$(DEVICES) $(OVERRIDES)
+
 figures: $(READY) ## Draw the figures of the finished frame-count sweep again
 	$(VSR) figures $(MNIST)/sweep_frames.yaml prior=$(PRIOR) $(OVERRIDES)
+
+report: $(READY) ## One HTML page of the runs in RUNS (all of runs/), to look at without a network
+	$(VSR) report $(RUNS)
 
 clean: ## Remove caches and build files; runs and data stay
 	rm -rf .mypy_cache .ruff_cache .pytest_cache *.egg-info

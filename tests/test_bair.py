@@ -365,7 +365,7 @@ def test_too_little_space_is_found_before_anything_is_written(tar, monkeypatch):
         asked.append(Path(path))
         return SimpleNamespace(free=2_000_000)
 
-    monkeypatch.setattr(bair.shutil, "disk_usage", disk_usage)
+    monkeypatch.setattr("shutil.disk_usage", disk_usage)
     needed = tar.stat().st_size / 2 / 1e9
     with pytest.raises(UserError, match=rf"new/data: {needed:.1f} GB are needed, 0.0 GB are free; make room"):
         fetch(tar, dir="new/data")
@@ -456,7 +456,7 @@ def test_without_network_and_data_there_is_one_line(monkeypatch, capsys):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # refuses connections
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
-    monkeypatch.setattr(bair.shutil, "disk_usage", lambda path: SimpleNamespace(free=1e12))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1e12))
     assert main(["data", DATA_YAML]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "bair_robot_pushing_dataset_v0.tar: out of reach" in line

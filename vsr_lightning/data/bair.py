@@ -8,7 +8,6 @@ F frames of a trajectory, H W pixels, C channels.
 
 import contextlib
 import math
-import shutil
 import sys
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -19,7 +18,15 @@ from typing import IO, Any
 import numpy as np
 
 from vsr_lightning.config import UserError
-from vsr_lightning.data.clips import StoreWriter, download, find_file, read_dirs, remove_abandoned, write_dir
+from vsr_lightning.data.clips import (
+    StoreWriter,
+    check_space,
+    download,
+    find_file,
+    read_dirs,
+    remove_abandoned,
+    write_dir,
+)
 from vsr_lightning.data.tfrecord import OVERHEAD, parse_example, read_records
 from vsr_lightning.data.trajectories import TrajectoryDataModule
 
@@ -175,17 +182,6 @@ def convert(source: Path, folder: Path, camera: str, val_every: int) -> dict[str
             if writers[split].num_clips:
                 writers[split].commit()
     return {split: writer.num_clips for split, writer in writers.items()}
-
-
-def check_space(folder: Path, num_bytes: float) -> None:
-    """Raise UserError unless the disk of a folder, which need not exist, has room."""
-    existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(existing).free
-    if free < num_bytes:
-        raise UserError(
-            f"{folder}: {num_bytes / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free; make room, or name a folder "
-            "on another disk as data.dir"
-        )
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -61,6 +61,17 @@ def find_file(name: str, dir: str = "") -> Path | None:
     return next((folder / name for folder in read_dirs(dir) if (folder / name).is_file()), None)
 
 
+def check_space(folder: Path, num_bytes: float) -> None:
+    """Raise UserError unless the disk of a folder, which need not exist, has room."""
+    existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(existing).free
+    if free < num_bytes:
+        raise UserError(
+            f"{folder}: {num_bytes / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free; make room, or name a folder "
+            "on another disk as data.dir"
+        )
+
+
 def download(url: str, path: Path, url_infos: Mapping[str, Any], *, seconds: float = 10, first_bytes: int = 1) -> None:
     """Download `url` to `path` through TFDS, which verifies it against its checksum in `url_infos`.
 
