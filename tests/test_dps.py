@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vsr_lightning.inference.ancestral import ancestral_sample
-from vsr_lightning.inference.dps import dps_sample
+from vsr_lightning.inference.dps import Observation, dps_sample
 from vsr_lightning.models.schedule import LinearSchedule
 
 SHAPE = (2, 1, 2, 2)  # (F, c, h, w): 8 numbers
@@ -66,6 +66,10 @@ def first_frame(x: Tensor) -> Tensor:
     return x[:, :1]
 
 
+def seen(y: Tensor, degrade: Callable[[Tensor], Tensor] = first_frame, noise_norm: float = 0.0) -> Observation:
+    return Observation(y, degrade, torch.full((len(y),), noise_norm, dtype=y.dtype))
+
+
 # Unguided: the variance under the exact prior
 
 
@@ -103,7 +107,7 @@ def test_without_guidance_dps_is_the_unguided_sampler():
     schedule = LinearSchedule(40, 1e-3, 0.2)
     for prior in (GaussianPrior(schedule), CurvedPrior(schedule)):
         y = normal(3, 1, *SHAPE[1:])
-        guided = dps_sample(prior, first_frame, y, noise_source(3), steps=30, zeta=0.0)
+        guided = dps_sample(prior, seen(y), noise_source(3), steps=30, zeta=0.0)
         unguided = ancestral_sample(prior, noise_source(3), steps=30)
         torch.testing.assert_close(guided, prior.decode(unguided), atol=1e-12, rtol=0)
 
@@ -139,7 +143,7 @@ def test_algorithm_1_line_by_line(steps):
             z = (mean + sigma * draws[i + 1, b]).detach() - eta * z.grad
         restored.append(prior.decode(z0_hat).detach())
 
-    x_hat = dps_sample(prior, first_frame, y, replay(draws), steps=steps, zeta=torch.tensor(zetas))
+    x_hat = dps_sample(prior, seen(y), replay(draws), steps=steps, zeta=torch.tensor(zetas))
     torch.testing.assert_close(x_hat, torch.cat(restored), atol=1e-9, rtol=0)
 
 
@@ -161,7 +165,7 @@ def test_guidance_direction_of_a_linear_gaussian_model():
     z = gain * z + sigma * draws[1].flatten(1).numpy() - zeta * gradient
     expected = last**0.5 * z @ decoder.numpy().T
 
-    x_hat = dps_sample(prior, first_frame, y, replay(draws), steps=2, zeta=zeta)
+    x_hat = dps_sample(prior, seen(y), replay(draws), steps=2, zeta=zeta)
     np.testing.assert_allclose(x_hat.flatten(1), expected, atol=1e-5)
 
 
@@ -176,10 +180,13 @@ def test_guided_samples_move_to_the_posterior():
     A, unseen = basis[:4], basis[4:]
     y = torch.tensor([2.0, -1.5, 1.0, -2.5], dtype=torch.float64)
     residuals: list[Tensor] = []
+
+    def project(x: Tensor) -> Tensor:
+        return (x.flatten(1) @ A.T).view(-1, 1, 1, 2, 2)
+
     z = dps_sample(
         GaussianPrior(),
-        lambda x: (x.flatten(1) @ A.T).view(-1, 1, 1, 2, 2),
-        y.view(1, 1, 1, 2, 2).expand(batch, -1, -1, -1, -1),
+        seen(y.view(1, 1, 1, 2, 2).expand(batch, -1, -1, -1, -1), project),
         noise_source(batch),
         steps=steps,
         zeta=0.4,
@@ -202,7 +209,7 @@ def test_an_exact_fit_gives_no_guidance_and_no_nan():
     """The norm has no gradient at zero; nothing observed is such a case."""
     prior = CurvedPrior(LinearSchedule(20, 1e-3, 0.3))
     y = torch.zeros(2, *SHAPE, dtype=torch.float64)
-    x_hat = dps_sample(prior, lambda x: 0 * x, y, noise_source(2), steps=10, zeta=5.0)
+    x_hat = dps_sample(prior, seen(y, lambda x: 0 * x), noise_source(2), steps=10, zeta=5.0)
     torch.testing.assert_close(x_hat, prior.decode(ancestral_sample(prior, noise_source(2), steps=10)))
 
 
@@ -218,18 +225,18 @@ def problem() -> tuple[CurvedPrior, Tensor, Tensor]:
 def test_a_sample_alone_equals_itself_in_a_batch(problem):
     prior, y, draws = problem
     zeta = torch.tensor([0.25, 0.5, 1.0, 3.0])
-    together = dps_sample(prior, first_frame, y, replay(draws), steps=30, zeta=zeta)
+    together = dps_sample(prior, seen(y), replay(draws), steps=30, zeta=zeta)
     for b in range(4):
-        alone = dps_sample(prior, first_frame, y[b : b + 1], replay(draws[:, b : b + 1]), steps=30, zeta=zeta[b].item())
+        alone = dps_sample(prior, seen(y[b : b + 1]), replay(draws[:, b : b + 1]), steps=30, zeta=zeta[b].item())
         torch.testing.assert_close(alone, together[b : b + 1], atol=1e-9, rtol=0)
 
 
 def test_nan_in_one_observation_leaves_the_others_untouched(problem):
     prior, y, draws = problem
-    good = dps_sample(prior, first_frame, y, replay(draws), steps=30)
+    good = dps_sample(prior, seen(y), replay(draws), steps=30)
     y = y.clone()
     y[1, 0, 0, 0, 0] = math.nan
-    bad = dps_sample(prior, first_frame, y, replay(draws), steps=30)
+    bad = dps_sample(prior, seen(y), replay(draws), steps=30)
     others = [0, 2, 3]
     assert torch.equal(bad[others], good[others])
     assert bad[1].isnan().all()
@@ -240,10 +247,10 @@ def test_nan_in_one_observation_leaves_the_others_untouched(problem):
 
 def test_zeta_is_a_number_or_one_for_each_sample(problem):
     prior, y, draws = problem
-    number = dps_sample(prior, first_frame, y, replay(draws), steps=30, zeta=2)
-    tensor = dps_sample(prior, first_frame, y, replay(draws), steps=30, zeta=torch.full((4,), 2.0))
+    number = dps_sample(prior, seen(y), replay(draws), steps=30, zeta=2)
+    tensor = dps_sample(prior, seen(y), replay(draws), steps=30, zeta=torch.full((4,), 2.0))
     assert torch.equal(number, tensor)
-    mixed = dps_sample(prior, first_frame, y, replay(draws), steps=30, zeta=torch.tensor([2.0, 0.0, 2.0, 0.0]))
+    mixed = dps_sample(prior, seen(y), replay(draws), steps=30, zeta=torch.tensor([2.0, 0.0, 2.0, 0.0]))
     assert torch.equal(mixed[::2], number[::2])
     assert (mixed[1::2] - number[1::2]).abs().amax(dim=(1, 2, 3, 4)).min() > 1e-3
 
@@ -251,7 +258,7 @@ def test_zeta_is_a_number_or_one_for_each_sample(problem):
 def test_on_step_hears_every_step(problem):
     prior, y, draws = problem
     heard = []
-    dps_sample(prior, first_frame, y, replay(draws), steps=30, on_step=lambda *args: heard.append(args))
+    dps_sample(prior, seen(y), replay(draws), steps=30, on_step=lambda *args: heard.append(args))
     assert [index for index, _, _ in heard] == list(range(30))
     assert [step.t for _, step, _ in heard] == [step.t for step in prior.schedule.respaced(30)]
     assert all(residual.shape == (4,) and not residual.requires_grad for _, _, residual in heard)
@@ -265,12 +272,12 @@ def test_on_step_hears_every_step(problem):
 def test_callers_need_no_gradients(problem):
     prior, y, draws = problem
     prior.a.requires_grad_()  # nor must a trainable prior leave a graph behind
-    expected = dps_sample(prior, first_frame, y, replay(draws), steps=30)
+    expected = dps_sample(prior, seen(y), replay(draws), steps=30)
     with torch.no_grad():
-        without = dps_sample(prior, first_frame, y, replay(draws), steps=30)
+        without = dps_sample(prior, seen(y), replay(draws), steps=30)
         assert not torch.is_grad_enabled()
     with torch.inference_mode(False):
-        outside = dps_sample(prior, first_frame, y, replay(draws), steps=30)
+        outside = dps_sample(prior, seen(y), replay(draws), steps=30)
     for x_hat in (expected, without, outside):
         assert not x_hat.requires_grad
         assert torch.equal(x_hat, expected)

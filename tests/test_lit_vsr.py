@@ -75,7 +75,7 @@ def without_seconds(measured: list[dict[str, float]]) -> list[dict[str, float]]:
 
 def answer_with(x_hat: Tensor):
     """A sampler that needs no work."""
-    return lambda prior, degrade, y, noise, *, steps, zeta, on_step: x_hat
+    return lambda prior, observation, noise, *, steps, zeta, on_step: x_hat
 
 
 def test_a_mixed_batch_equals_its_items_alone(prior):
@@ -200,8 +200,9 @@ def test_a_failing_sample_is_reported_and_the_others_go_on(prior):
 def test_random_streams_and_conditions_reach_the_sampler(prior):
     heard = {}
 
-    def sampler(prior, degrade, y, noise, *, steps, zeta, on_step, note):
-        heard.update(draw=noise(), steps=steps, zeta=zeta, clean=degrade(batch.x), note=note)
+    def sampler(prior, observation, noise, *, steps, zeta, on_step, note):
+        clean = observation.degrade(batch.x)
+        heard.update(draw=noise(), steps=steps, zeta=zeta, clean=clean, note=note)
         return batch.x
 
     batch = make_batch(prior, [0, 1], sigma_y=torch.zeros(2))
@@ -211,6 +212,21 @@ def test_random_streams_and_conditions_reach_the_sampler(prior):
     assert heard["zeta"].tolist() == [1, 2]
     assert heard["note"] == "bound"
     torch.testing.assert_close(heard["clean"], result.y)  # the masked operator, the same that observed
+
+
+def test_noise_norm_is_what_the_noise_leaves_to_the_truth(prior):
+    """Unobserved frames do not count. The norm of N standard normal numbers is mostly within 2 of sqrt(N)."""
+    heard = {}
+
+    def sampler(prior, observation, noise, *, steps, zeta, on_step):
+        norm = (observation.y - observation.degrade(batch.x)).flatten(1).norm(dim=1)
+        heard.update(ratio=norm / observation.noise_norm)
+        return batch.x
+
+    batch = make_batch(prior, [0, 1, 2], sigma_y=torch.tensor([0.02, 0.1, 0.3]))
+    predict(make_module(prior, sampler=sampler), batch)
+    numbers = batch.mask.sum(dim=1).min().item() * 64
+    assert (heard["ratio"] - 1).abs().max() < 2 / numbers**0.5
 
 
 def test_on_step_hears_of_progress(prior):

@@ -102,3 +102,46 @@ def test_bad_schedules(arguments):
 def test_bad_number_of_steps(num_steps):
     with pytest.raises(UserError, match=r"sampler\.steps: .*1000"):
         LinearSchedule().respaced(num_steps)
+
+
+SIGMAS = np.sqrt((1 - ALPHA_BARS) / ALPHA_BARS)
+COORDINATES = {
+    "uniform": np.arange(1000.0),
+    "log_snr": np.log(ALPHA_BARS / (1 - ALPHA_BARS)),
+    "karras": SIGMAS ** (1 / 7),
+}
+
+
+@pytest.mark.parametrize("spacing", COORDINATES)
+@pytest.mark.parametrize(("num_steps", "start"), [(1, 1.0), (2, 0.5), (10, 1.0), (100, 0.85), (500, 0.5), (1000, 1.0)])
+def test_every_spacing_goes_down_to_zero_without_repeats(spacing, num_steps, start):
+    timesteps = [step.t for step in LinearSchedule().respaced(num_steps, spacing, start)]
+    assert len(set(timesteps)) == num_steps
+    assert timesteps == sorted(timesteps, reverse=True)
+    assert timesteps[0] == round(start * 999)
+    assert timesteps[-1] == 0 or num_steps == 1
+
+
+@pytest.mark.parametrize("spacing", COORDINATES)
+def test_spacings_are_even_in_their_coordinate(spacing):
+    timesteps = [step.t for step in LinearSchedule().respaced(12, spacing, 0.9)]
+    places = COORDINATES[spacing][timesteps]
+    wanted = np.linspace(places[0], places[-1], 12)
+    # Timesteps are whole numbers: half of one is the best that can be had. At the noiseless end there are too few.
+    rounding = np.abs(np.gradient(COORDINATES[spacing]))[timesteps]
+    free = np.diff(timesteps, append=-9) < -1
+    assert (np.abs(places - wanted)[free] <= 0.6 * rounding[free]).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key"),
+    [
+        ((851, "uniform", 0.85), "sampler.steps"),
+        ((10, "cosine"), "sampler.spacing"),
+        ((1, "uniform", 0.0), "sampler.start"),
+        ((1, "uniform", 1.1), "sampler.start"),
+    ],
+)
+def test_bad_respacing_names_the_key(arguments, key):
+    with pytest.raises(UserError, match=key):
+        LinearSchedule().respaced(*arguments)

@@ -1,5 +1,6 @@
 """`sweep` and `evaluate`: from a grid of conditions to a folder of results, on any devices, in any number of goes."""
 
+import inspect
 import math
 import sys
 import time
@@ -50,7 +51,7 @@ def sweep(experiment: Experiment) -> Path:
     items = grid_items(experiment.grid, experiment.sampler, degradation)
     sampler = _sampler(experiment)
     for steps in {item.steps for item in items}:
-        prior.schedule.respaced(steps)  # bad numbers are told before anything is written
+        prior.schedule.respaced(steps, **_time_grid(sampler))  # bad numbers are told before anything is written
     for variant in degradations(experiment.grid, degradation):
         variant.operator(widths(experiment.grid, variant), *prior.video_shape[-2:])
     fixed = _fixed_columns(experiment, datamodule, prior)
@@ -70,9 +71,15 @@ def sweep(experiment: Experiment) -> Path:
 def _sampler(experiment: Experiment) -> Callable[..., Tensor]:
     """The sampler, its own parameters bound; `steps` and `zeta` come with each item."""
     section = {key: value for key, value in experiment.sampler.items() if key not in ("steps", "zeta")}
-    if given := {"prior", "degrade", "y", "noise", "on_step"} & section.keys():
+    if given := {"prior", "observation", "noise", "on_step"} & section.keys():
         raise UserError(f"sampler.{min(given)}: is given by the sweep; leave it out")
     return build(section, "sampler")
+
+
+def _time_grid(sampler: Callable[..., Tensor]) -> dict[str, Any]:
+    """How the sampler respaces the schedule, from its parameters or their defaults."""
+    parameters = inspect.signature(sampler).parameters
+    return {name: parameters[name].default for name in ("spacing", "start") if name in parameters}
 
 
 def _restore(

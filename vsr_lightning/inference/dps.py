@@ -1,6 +1,7 @@
 """Algorithm 1: diffusion posterior sampling of a video in latent space (Chung et al. 2022; VDM-VSR, Eq. 14)."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,23 +13,34 @@ Degrade = Callable[[Tensor], Tensor]  # x (B, F, C, H, W) -> y_hat (B, F, C, h, 
 OnStep = Callable[[int, Step, Tensor], None]  # index of the step, its scalars, residual norms (B,)
 
 
+@dataclass
+class Observation:
+    """What is known of B videos: y = M(H(x)) + noise (Eq. 15)."""
+
+    y: Tensor  # (B, F, C, h, w)
+    degrade: Degrade
+    noise_norm: (
+        Tensor  # (B,), the expected ||y - M(H(x))|| of the true video: sigma_y times the root of the numbers seen
+    )
+
+
 @torch.enable_grad()  # a trainer's prediction loop runs without gradients
 def dps_sample(
     prior: Prior,
-    degrade: Degrade,
-    y: Tensor,
+    observation: Observation,
     noise: Callable[[], Tensor],
     *,
     steps: int = 1000,
     zeta: float | Tensor = 1.0,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Restore videos from observations y (B, F, C, h, w): one posterior sample each, (B, F, C, H, W).
+    """Restore videos from their observation: one posterior sample each, (B, F, C, H, W).
 
     The gradient runs through the degradation, the decoder and the DiT. `noise()` draws (B, F, c, h, w), sample by
     sample from its own stream. `zeta` is the guidance scale, one number or (B,): `z_t -= zeta * grad ||y - y_hat||`.
     Samples do not interact: a norm over the whole batch would make a result depend on its neighbours.
     """
+    y, degrade = observation.y, observation.degrade
     zeta = torch.as_tensor(zeta, dtype=torch.float32, device=y.device).reshape(-1, 1, 1, 1, 1)
     z_t = noise()  # line 1
     for index, step in enumerate(prior.schedule.respaced(steps)):  # line 2

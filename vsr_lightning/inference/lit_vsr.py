@@ -11,6 +11,7 @@ from torch import Tensor
 from vsr_lightning.config import UserError
 from vsr_lightning.degradation.downsample import Downsample, SeparableOperator, upsample_bicubic
 from vsr_lightning.degradation.frame_mask import mask_frames
+from vsr_lightning.inference.dps import Observation
 from vsr_lightning.inference.noise import SampleKey, SamplerNoise, sensor_noise
 from vsr_lightning.metrics import scores
 from vsr_lightning.models.prior import Prior
@@ -76,8 +77,7 @@ class LitVSR(L.LightningModule):
 
         x_hat = self.sampler(
             self.prior,
-            lambda x: mask_frames(operator(x), batch.mask),
-            y,
+            Observation(y, lambda x: mask_frames(operator(x), batch.mask), noise_norm(batch, y)),
             SamplerNoise(batch.keys, self.prior.latent_shape, y.device),
             steps=batch.steps,
             zeta=batch.zeta,
@@ -115,6 +115,12 @@ def observe(batch: ObservationBatch, operator: SeparableOperator) -> Tensor:
     clean = operator(batch.x)
     noise = sensor_noise(batch.keys, tuple(clean.shape[1:])).to(clean.device)
     return mask_frames(clean + batch.sigma_y[:, None, None, None, None] * noise, batch.mask)
+
+
+def noise_norm(batch: ObservationBatch, y: Tensor) -> Tensor:
+    """The root mean square norm of the sensor noise in y (B, F, C, h, w), (B,)."""
+    numbers_seen = batch.mask.sum(dim=1) * y[0, 0].numel()
+    return batch.sigma_y * numbers_seen.sqrt()
 
 
 class FailureLog:

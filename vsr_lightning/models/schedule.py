@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -54,16 +55,41 @@ class LinearSchedule(nn.Module):
         self._alpha_bars = torch.cumprod(1 - betas, dim=0).tolist()  # float64, for the steps' scalars
         self.register_buffer("alpha_bar", torch.tensor(self._alpha_bars, dtype=torch.float32), persistent=False)
 
-    def respaced(self, steps: int) -> list[Step]:
-        """`steps` timesteps evenly spaced from T-1 down to 0, with alpha and beta recomputed from alpha_bar."""
-        if not 1 <= steps <= self.num_steps:
-            raise UserError(f"sampler.steps: {steps} is not between 1 and {self.num_steps}, the steps trained on")
-        timesteps = torch.linspace(self.num_steps - 1, 0, steps, dtype=torch.float64).round().long().tolist()
+    def respaced(self, steps: int, spacing: str = "uniform", start: float = 1.0) -> list[Step]:
+        """`steps` timesteps down to 0, with alpha and beta recomputed from alpha_bar.
+
+        Args:
+            steps: how many, of timesteps that are all different.
+            spacing: `uniform` in t; `log_snr`, uniform in log(alpha_bar / (1 - alpha_bar)) (DPM-Solver, Lu et al.
+                2022); or `karras`, uniform in sigma^(1/7), where sigma^2 = (1 - alpha_bar) / alpha_bar (Karras et al.
+                2022, Eq. 5).
+            start: the first timestep as a share of T-1; 1 is pure noise.
+        """
+        if not 0 < start <= 1:
+            raise UserError(f"sampler.start: {start} is not above 0 and at most 1, as a share of the schedule")
+        first = round(start * (self.num_steps - 1))
+        if not 1 <= steps <= first + 1:
+            raise UserError(f"sampler.steps: {steps} is not between 1 and {first + 1}, the steps trained on")
+        timesteps = self._spaced(steps, spacing, first)
         alpha_bars = [self._alpha_bars[t] for t in timesteps]
         return [
             Step(t, bar, previous)
             for t, bar, previous in zip(timesteps, alpha_bars, [*alpha_bars[1:], 1.0], strict=True)
         ]
+
+    def _spaced(self, steps: int, spacing: str, first: int) -> list[int]:
+        alpha_bars = np.array(self._alpha_bars[: first + 1])
+        variance = (1 - alpha_bars) / alpha_bars  # sigma^2
+        coordinates = {"uniform": np.arange(first + 1.0), "log_snr": np.log(variance), "karras": variance ** (0.5 / 7)}
+        if spacing not in coordinates:
+            raise UserError(f"sampler.spacing: '{spacing}' is none of {', '.join(coordinates)}")
+        places = coordinates[spacing]  # of the timesteps, ascending
+        wanted = np.linspace(places[-1], places[0], steps)
+        timesteps = np.interp(wanted, places, np.arange(first + 1.0)).round().astype(int)
+        # Where the wanted ones lie closer than timesteps do, the next free timestep is taken, towards the noise.
+        ranks = np.arange(steps)
+        ascending = np.maximum.accumulate(timesteps[::-1] - ranks) + ranks
+        return np.minimum(ascending, first - ranks[::-1])[::-1].tolist()
 
     def add_noise(self, z0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """z_t of q(z_t | z_0). z0, eps: (B, ...); t: (B,)."""

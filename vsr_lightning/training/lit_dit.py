@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from vsr_lightning.config import Training
 from vsr_lightning.degradation.downsample import Downsample
 from vsr_lightning.inference.ancestral import ancestral_sample
-from vsr_lightning.inference.dps import dps_sample
+from vsr_lightning.inference.dps import Observation, dps_sample
 from vsr_lightning.inference.noise import SampleKey, SamplerNoise, sensor_noise
 from vsr_lightning.metrics import psnr
 from vsr_lightning.models.prior import Prior
@@ -115,9 +115,12 @@ class LitDiT(L.LightningModule):
         y = operator(x)
         y = y + CHECK_SIGMA_Y * sensor_noise(_keys(len(x)), tuple(y.shape[1:])).to(y.device)
         prior = self.prior
+        noise_norm = torch.full((len(y),), CHECK_SIGMA_Y * y[0].numel() ** 0.5, device=y.device)
         noise = SamplerNoise(_keys(len(x)), prior.latent_shape, x.device)
         with torch.compiler.set_stance("force_eager"):
-            return dps_sample(prior, operator, y, noise, steps=options.check_steps, zeta=options.check_zeta)
+            return dps_sample(
+                prior, Observation(y, operator, noise_norm), noise, steps=options.check_steps, zeta=options.check_zeta
+            )
 
 
 def _keys(samples: int) -> list[SampleKey]:

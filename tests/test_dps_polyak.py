@@ -1,0 +1,123 @@
+"""Polyak's step size: where its limit is known in closed form, and beside Algorithm 1 at equal steps."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from test_dps import SHAPE, SIZE, CurvedPrior, GaussianPrior, first_frame, noise_source, normal, replay, seen
+from torch import Tensor
+
+from vsr_lightning.inference.ancestral import ancestral_sample
+from vsr_lightning.inference.dps import dps_sample
+from vsr_lightning.inference.dps_polyak import dps_polyak_sample
+from vsr_lightning.models.schedule import LinearSchedule
+
+
+@pytest.fixture
+def problem() -> tuple[CurvedPrior, Tensor, Tensor]:
+    """A prior, observations of 4 videos, and the sampler's draws."""
+    return CurvedPrior(LinearSchedule(60, 1e-3, 0.2)), normal(4, 1, *SHAPE[1:], seed=1), normal(31, 4, *SHAPE, seed=2)
+
+
+def test_step_by_step_in_numpy():
+    """A Gaussian prior and a linear decoder: z0_hat = sqrt(alpha_bar) z_t, and all gradients by hand."""
+    schedule, steps, zeta, noise_norm = LinearSchedule(30, 1e-3, 0.2), 6, 0.4, 0.3
+    decoder = normal(SIZE, SIZE, seed=3)
+    draws, y = normal(steps + 1, 2, *SHAPE, seed=4), normal(2, 1, *SHAPE[1:], seed=5)
+    A = decoder.numpy()[: SIZE // 2]  # decoding, then frame 0 alone
+    alpha_bars = np.cumprod(1 - np.linspace(1e-3, 0.2, 30))
+    timesteps = np.round(np.linspace(round(0.9 * 29), 0, steps)).astype(int)
+
+    z = draws[0].flatten(1).numpy()
+    for index, t in enumerate(timesteps):
+        bar = alpha_bars[t]
+        bar_prev = alpha_bars[timesteps[index + 1]] if index + 1 < steps else 1.0
+        z0_hat = bar**0.5 * z
+        residual = y.flatten(1).numpy() - z0_hat @ A.T
+        norm = np.linalg.norm(residual, axis=1)
+        gradient = -(bar**0.5) * residual @ A / norm[:, None]
+        slope = np.linalg.norm(gradient, axis=1)
+        move = np.minimum(zeta * np.maximum(norm - noise_norm, 0) / slope, 0.2 * math.sqrt(SIZE))
+        alpha = bar / bar_prev
+        mean = alpha**0.5 * (1 - bar_prev) / (1 - bar) * z + bar_prev**0.5 * (1 - alpha) / (1 - bar) * z0_hat
+        sigma = ((1 - alpha) * (1 - bar_prev) / (1 - bar)) ** 0.5
+        z = mean + sigma * draws[index + 1].flatten(1).numpy() - (move / slope)[:, None] * gradient
+
+    x_hat = dps_polyak_sample(
+        GaussianPrior(schedule, decoder), seen(y, noise_norm=noise_norm), replay(draws),
+        steps=steps, zeta=zeta, start=0.9, max_move=0.2,
+    )  # fmt: skip
+    np.testing.assert_allclose(x_hat.flatten(1), z0_hat @ decoder.numpy().T, atol=1e-6)
+
+
+def test_ends_at_the_size_of_the_noise_in_few_steps():
+    """Twenty steps: no constant scale takes Algorithm 1 as near to the observation."""
+    batch, sigma_y = 500, 0.1
+    y = torch.tensor([2.0, -1.5, 1.0, -2.5], dtype=torch.float64).view(1, 1, 1, 2, 2).expand(batch, -1, -1, -1, -1)
+    observation = seen(y, noise_norm=2 * sigma_y)  # four numbers are seen
+
+    def final_rms(sampler, zeta: float) -> float:
+        residuals: list[Tensor] = []
+        sampler(
+            GaussianPrior(), observation, noise_source(batch), steps=20, zeta=zeta,
+            on_step=lambda index, step, residual: residuals.append(residual),
+        )  # fmt: skip
+        return (residuals[-1].square().mean() / 4).sqrt().item()
+
+    assert 0.8 * sigma_y < final_rms(dps_polyak_sample, 0.8) < 1.2 * sigma_y
+    assert min(final_rms(dps_sample, zeta) for zeta in (0.1, 0.4, 0.8, 2.0)) > 2 * sigma_y
+
+
+def test_nothing_observed_is_the_unguided_sampler(problem):
+    prior, y, draws = problem
+    nothing = seen(torch.zeros_like(y), lambda x: 0 * first_frame(x))
+    guided = dps_polyak_sample(prior, nothing, replay(draws), steps=30, start=1.0)
+    assert torch.equal(guided, prior.decode(ancestral_sample(prior, replay(draws), steps=30)))
+
+
+def test_a_fit_within_the_noise_is_left_alone(problem):
+    prior, y, draws = problem
+    guided = dps_polyak_sample(prior, seen(y, noise_norm=1e3), replay(draws), steps=30, start=1.0)
+    assert torch.equal(guided, prior.decode(ancestral_sample(prior, replay(draws), steps=30)))
+
+
+def test_a_sample_alone_equals_itself_in_a_batch(problem):
+    prior, y, draws = problem
+    zeta = torch.tensor([0.1, 0.3, 0.5, 1.0])
+    together = dps_polyak_sample(prior, seen(y), replay(draws), steps=30, zeta=zeta)
+    for b in range(4):
+        one = seen(y[b : b + 1])
+        alone = dps_polyak_sample(prior, one, replay(draws[:, b : b + 1]), steps=30, zeta=zeta[b].item())
+        torch.testing.assert_close(alone, together[b : b + 1], atol=1e-9, rtol=0)
+
+
+def test_nan_in_one_observation_leaves_the_others_untouched(problem):
+    prior, y, draws = problem
+    good = dps_polyak_sample(prior, seen(y), replay(draws), steps=30)
+    y = y.clone()
+    y[1, 0, 0, 0, 0] = math.nan
+    bad = dps_polyak_sample(prior, seen(y), replay(draws), steps=30)
+    assert torch.equal(bad[[0, 2, 3]], good[[0, 2, 3]])
+    assert bad[1].isnan().all()
+
+
+def test_no_step_is_longer_than_allowed(problem):
+    prior, y, draws = problem
+    free = dps_polyak_sample(prior, seen(1e3 * y), replay(draws), steps=1, max_move=math.inf)
+    assert free.isfinite().all()
+    states = []
+    for limit in (0.0, 0.05):
+        heard: list[float] = []
+        schedule_eps = prior.eps
+
+        def watch(z_t: Tensor, t: Tensor, eps=schedule_eps, heard=heard) -> Tensor:
+            heard.append(z_t.detach().clone())
+            return eps(z_t, t)
+
+        prior.eps = watch
+        dps_polyak_sample(prior, seen(1e3 * y), replay(draws), steps=2, max_move=limit)
+        prior.eps = schedule_eps
+        states.append(heard[1])
+    moved = (states[1] - states[0]).flatten(1).square().mean(dim=1).sqrt()
+    torch.testing.assert_close(moved, torch.full_like(moved, 0.05), atol=1e-6, rtol=0)
