@@ -12,6 +12,7 @@ DEVICES ?= 1
 OVERRIDES ?=
 SOURCE ?= bair
 RUNS ?= $(wildcard runs/*)
+BENCH ?=
 MNIST := experiments/moving_mnist
 VAE ?= $(MNIST)/vae.yaml
 DIT ?= $(MNIST)/dit.yaml
@@ -27,7 +28,7 @@ VSR := $(VENV)/bin/python -m vsr_lightning
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-sim lint typecheck check data-mnist data-bair data-sim train-mnist train-bair \
-	sweep-frames eval-bair figures report clean
+	sweep-frames eval-bair figures report bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -96,6 +97,9 @@ figures: $(READY) ## Draw the figures of the finished frame-count sweep again
 
 report: $(READY) ## One HTML page of the runs in RUNS (all of runs/), to look at without a network
 	$(VSR) report $(RUNS)
+
+bench: $(READY) ## Speed of sampling and training, in sample-steps/s, TFLOP/s and against an eager loop; to runs/bench
+	$(VENV)/bin/python tests/bench.py --prior $(PRIOR) $(BENCH)
 
 clean: ## Remove caches and build files; runs and data stay
 	rm -rf .mypy_cache .ruff_cache .pytest_cache *.egg-info

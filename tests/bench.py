@@ -1,0 +1,249 @@
+"""Benchmarks (`make bench`): speed of sampling and training, beside the most that the machine's matrix unit reaches.
+
+All of a run's numbers come from one process, so that their ratios are good on a noisy machine. FLOPs are counted from
+the model: guidance takes the forward pass and the gradient by the input, 2 forward passes' worth for linear layers and
+convolutions and 3 for attention, whose both factors depend on the input; training takes 3. Nothing is counted twice
+where a kernel computes it again.
+"""
+
+import argparse
+import csv
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from reference_dps import reference_dps
+from torch import Tensor, nn
+
+from vsr_lightning import runs
+from vsr_lightning.degradation.downsample import Downsample
+from vsr_lightning.inference.dps import Observation, dps_sample
+from vsr_lightning.inference.noise import SamplerNoise
+from vsr_lightning.models.prior import Prior, load_prior
+from vsr_lightning.models.video_dit import Attention
+
+Result = dict[str, Any]
+
+
+# ------------------------------------------------------------------------------------------------ counting
+
+
+def forward_flops(network: nn.Module, *inputs: Tensor) -> tuple[float, float]:
+    """FLOPs of one forward pass: of linear layers and convolutions, and of attention."""
+    dense, attention = 0.0, 0.0
+
+    def count_dense(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal dense
+        weight: Tensor = module.weight  # type: ignore[assignment]
+        dense += 2 * output.numel() * weight[0].numel()
+
+    def count_attention(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal attention
+        batch, tokens, width = args[0].shape
+        attention += 4 * batch * tokens**2 * width  # q k^T, and the weights times v
+
+    hooks = []
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            hooks.append(module.register_forward_hook(count_dense))
+        elif isinstance(module, Attention):
+            hooks.append(module.register_forward_hook(count_attention))
+    with torch.no_grad():
+        network(*inputs)
+    for hook in hooks:
+        hook.remove()
+    return dense, attention
+
+
+def guidance_flops(prior: Prior) -> float:
+    """FLOPs of one guided step of one video: DiT and decoder, forward and gradient by the input."""
+    z = torch.zeros(1, *prior.latent_shape)
+    dit = forward_flops(prior.dit, z, torch.zeros(1, dtype=torch.long))
+    decoder = forward_flops(prior.vae.decoder, z.flatten(0, 1))
+    return sum(2 * dense + 3 * attention for dense, attention in (dit, decoder))
+
+
+def training_flops(dit: nn.Module, z: Tensor) -> float:
+    """FLOPs of one training step of one video."""
+    return 3 * sum(forward_flops(dit, z[:1], torch.zeros(1, dtype=torch.long)))
+
+
+# ------------------------------------------------------------------------------------------------- timing
+
+
+def seconds(work: Callable[[], Any], device: torch.device, repeats: int) -> float:
+    """Median time of one call, after one to warm up."""
+    work()
+    times = []
+    for _ in range(repeats):
+        synchronise(device)
+        start = time.perf_counter()
+        work()
+        synchronise(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large square matrix product, the most that this machine reaches."""
+    size = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / seconds(lambda: a @ b, device, repeats=10)
+
+
+# ------------------------------------------------------------------------------------------------ subjects
+
+
+def observation(prior: Prior, batch: int, device: torch.device) -> Observation:
+    """8x observations of grey clips; what is seen does not change the speed."""
+    operator = Downsample(factor=8).operator([2.0] * batch, *prior.video_shape[-2:], device)
+    y = operator(torch.zeros(batch, *prior.video_shape, device=device))
+    return Observation(y, operator, torch.ones(batch, device=device))
+
+
+def bench_sampling(prior_folder: str, batch: int, steps: int, device: torch.device, repeats: int) -> list[Result]:
+    """The shipped sampler, plain and compiled, and the eager float32 reference; sample-steps a second of each."""
+    prior = load_prior(prior_folder).to(device)
+    flops = guidance_flops(load_prior(prior_folder))
+    seen = observation(prior, batch, device)
+    keys = [(0, video, 0) for video in range(batch)]
+
+    def noise() -> SamplerNoise:
+        return SamplerNoise(keys, prior.latent_shape, device)
+
+    precision = torch.bfloat16 if device.type == "cuda" else None
+
+    def ours() -> Tensor:
+        with torch.autocast(device.type, precision or torch.bfloat16, enabled=precision is not None):
+            return dps_sample(prior, seen, noise(), steps=steps, zeta=1.0)
+
+    subjects: dict[str, Callable[[], Tensor]] = {
+        "reference, eager float32": lambda: reference_dps(prior, seen.degrade, seen.y, noise(), steps, 1.0),
+        "ours, eager": ours,
+        "ours, compiled": ours,
+    }
+    results = []
+    for name, work in subjects.items():
+        first_use = 0.0
+        if name == "ours, compiled":
+            prior.dit.compile(dynamic=False)
+            prior.vae.decoder.compile(dynamic=False)
+            start = time.perf_counter()
+            work()
+            first_use = time.perf_counter() - start
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        rate = batch * steps / seconds(work, device, repeats)
+        results.append(
+            {
+                "subject": name,
+                "kind": "sampling",
+                "batch": batch,
+                "per_second": rate,
+                "unit": "sample-steps",
+                "tflops": rate * flops / 1e12,
+                "first_use_seconds": first_use,
+                "peak_memory_gib": peak_memory(device),
+            }
+        )
+    for result in results:
+        result["ratio"] = result["per_second"] / results[0]["per_second"]
+    return results
+
+
+def bench_training(prior_folder: str, batch: int, device: torch.device, repeats: int) -> list[Result]:
+    """Steps of the DiT's training, compiled on a GPU: forward, backward and optimiser, on latents that are there."""
+    dit = load_prior(prior_folder).dit
+    z = torch.randn(batch, *dit.latent_shape)
+    flops = training_flops(dit, z)
+    dit.to(device).requires_grad_(True).train()
+    z = z.to(device)
+    optimiser = torch.optim.AdamW(dit.parameters(), lr=1e-6, fused=True)
+    t = torch.zeros(batch, dtype=torch.long, device=device)
+    if device.type == "cuda":
+        dit.compile()
+
+    def work() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            loss = (dit(z, t) - z).square().mean()
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+
+    rate = batch / seconds(work, device, repeats)
+    return [
+        {
+            "subject": "DiT training",
+            "kind": "training",
+            "batch": batch,
+            "per_second": rate,
+            "unit": "videos",
+            "tflops": rate * flops / 1e12,
+            "peak_memory_gib": peak_memory(device),
+        }
+    ]
+
+
+def peak_memory(device: torch.device) -> float | None:
+    """GiB of GPU memory since the last reset; None on a CPU."""
+    return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
+
+
+# ------------------------------------------------------------------------------------------------ command
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prior", default="data/checkpoints/moving_mnist")
+    parser.add_argument("--output", type=Path, default=Path("runs/bench"))
+    parser.add_argument("--batch", type=int, help="videos a step (80 on a GPU, 2 on a CPU)")
+    parser.add_argument("--train-batch", type=int, help="videos a training step (256 on a GPU, 4 on a CPU)")
+    parser.add_argument("--steps", type=int, help="sampler steps a measurement (20 on a GPU, 2 on a CPU)")
+    parser.add_argument("--repeats", type=int, default=5, help="measurements, of which the median counts (%(default)s)")
+    options = parser.parse_args()
+
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    torch.set_float32_matmul_precision("high")  # TF32, for the reference too
+    peak = matrix_rate(device, torch.bfloat16 if on_gpu else torch.float32)
+    batch, steps = options.batch or (80 if on_gpu else 2), options.steps or (20 if on_gpu else 2)
+    results = bench_sampling(options.prior, batch, steps, device, options.repeats)
+    results += bench_training(options.prior, options.train_batch or (256 if on_gpu else 4), device, options.repeats)
+    for result in results:
+        result["share_of_matrix_rate"] = result["tflops"] * 1e12 / peak
+    machine = {"matrix_tflops": peak / 1e12, "host": platform.machine(), **runs.describe_machine()}
+    write(results, machine, options.output)
+
+
+def write(results: list[Result], machine: dict[str, Any], folder: Path) -> None:
+    """Print the table, and keep it as `bench.csv` beside `machine.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = list(dict.fromkeys(column for result in results for column in result))
+    with (folder / "bench.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(results)
+    (folder / "machine.json").write_text(json.dumps(machine, indent=2) + "\n")
+    print(f"matrix rate {machine['matrix_tflops']:.2f} TFLOP/s")
+    for result in results:
+        ratio = f", {result['ratio']:.2f} x the reference" if "ratio" in result else ""
+        compiling = f", {result['first_use_seconds']:.0f} s on first use" if result.get("first_use_seconds") else ""
+        print(
+            f"{result['subject']:26} batch {result['batch']:3}: {result['per_second']:9.2f} {result['unit']}/s, "
+            f"{result['tflops']:.2f} TFLOP/s ({result['share_of_matrix_rate']:.0%}){ratio}{compiling}"
+        )
+    print(folder / "bench.csv")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""The benchmark's counting against torch's own counter, its reference loop against the product, and a tiny run."""
+
+import csv
+import json
+import sys
+
+import pytest
+import torch
+from bench import forward_flops, guidance_flops, main
+from reference_dps import reference_dps
+from test_dps import SHAPE, CurvedPrior, first_frame, normal, replay, seen
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from vsr_lightning.inference.dps import dps_sample
+from vsr_lightning.models.prior import load_prior
+from vsr_lightning.models.schedule import LinearSchedule
+from vsr_lightning.models.video_dit import VideoDiT
+
+
+@pytest.mark.parametrize("attention", ["full", "factorized"])
+def test_forward_flops_are_those_of_torchs_counter(attention):
+    dit = VideoDiT(num_frames=3, latent_size=4, width=32, depth=2, heads=2, attention=attention)
+    inputs = torch.zeros(2, *dit.latent_shape), torch.zeros(2, dtype=torch.long)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        dit(*inputs)
+    assert sum(forward_flops(dit, *inputs)) == pytest.approx(counter.get_total_flops())
+
+
+def test_guidance_flops_are_those_of_torchs_counter(tiny_prior):
+    """Forward and backward through DiT and decoder, no parameter having a gradient."""
+    prior = load_prior(tiny_prior)
+    z = torch.zeros(1, *prior.latent_shape, requires_grad=True)
+    t = torch.zeros(1, dtype=torch.long)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        (prior.dit(z, t).sum() + prior.decode(z).sum()).backward()
+    # The time embedding has no gradient by z: counted twice here, once there.
+    assert guidance_flops(prior) == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def test_reference_loop_is_the_products_sampler():
+    prior = CurvedPrior(LinearSchedule(60, 1e-3, 0.2))
+    y, draws = normal(4, 1, *SHAPE[1:], seed=1), normal(31, 4, *SHAPE, seed=2)
+    expected = reference_dps(prior, first_frame, y, replay(draws), steps=30, zeta=0.7)
+    x_hat = dps_sample(prior, seen(y), replay(draws), steps=30, zeta=0.7)
+    torch.testing.assert_close(x_hat, expected, atol=1e-4, rtol=0)  # alpha_bar is float32 there
+
+
+def test_a_tiny_run_keeps_its_table(tiny_prior, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("bench.matrix_rate", lambda device, dtype: 1e12)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: None)  # a minute of C++ otherwise
+    arguments = ["--prior", tiny_prior, "--output", tmp_path / "bench", "--batch", 1, "--train-batch", 1]
+    monkeypatch.setattr(sys, "argv", ["bench.py", *map(str, arguments), "--steps", "1", "--repeats", "1"])
+    main()
+    rows = list(csv.DictReader((tmp_path / "bench" / "bench.csv").open()))
+    assert [row["kind"] for row in rows] == ["sampling"] * 3 + ["training"]
+    assert float(rows[0]["ratio"]) == 1
+    assert all(float(row["share_of_matrix_rate"]) == pytest.approx(float(row["tflops"])) for row in rows)
+    machine = json.loads((tmp_path / "bench" / "machine.json").read_text())
+    assert machine["matrix_tflops"] == 1
+    assert "x the reference" in capsys.readouterr().out
