@@ -28,7 +28,7 @@ VSR := $(VENV)/bin/python -m vsr_lightning
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-sim lint typecheck check data-mnist data-bair data-sim train-mnist train-bair \
-	sweep-frames eval-bair figures report bench clean
+	sweep-frames sweep-aliasing eval-bair figures report bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -87,6 +87,9 @@ train-bair: $(READY) ## Train VAE and DiT on robot pushing (SOURCE=bair or sim),
 
 sweep-frames: $(READY) ## Figs. 2 and 3: PSNR against the number of observed frames
 	$(VSR) sweep $(MNIST)/sweep_frames.yaml prior=$(PRIOR) trainer.devices=$(DEVICES) $(OVERRIDES)
+
+sweep-aliasing: $(READY) ## Figs. 4 and 5: PSNR against blur before decimation, 4x and 8x
+	$(VSR) sweep $(MNIST)/sweep_aliasing.yaml prior=$(PRIOR) trainer.devices=$(DEVICES) $(OVERRIDES)
 
 eval-bair: PRIOR = data/checkpoints/$(PUSHING)
 eval-bair: $(READY) ## Table I, Figs. 6 and 7: 4x and 8x on robot pushing (SOURCE=bair or sim)

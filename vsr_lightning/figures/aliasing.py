@@ -1,0 +1,187 @@
+"""Figs. 4 and 5 of the paper: what blur before decimation, against aliasing, does to the restoration.
+
+Made from `results.csv` and `clips.h5` of a run folder. The paper finds that the curves of all blur widths converge as
+frames are added; `convergence.csv` says by how much they do.
+Shapes: F frames, H W pixels (h w low resolution), C channels. PSNR in dB, widths in high-resolution pixels.
+"""
+
+import csv
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from vsr_lightning.figures.drawing import (
+    annotate,
+    label_row,
+    panel_grid,
+    plural,
+    sampling,
+    save,
+    short,
+    show_frame,
+    source,
+)
+from vsr_lightning.figures.reading import Row, mean_and_error, read_clips, read_ok_rows
+
+METRIC = "psnr_first"
+COLOURS = colormaps["viridis"]
+CONVERGENCE = ("factor", "num_frames", "sharpest", "blurriest", "spread", "difference", "difference_se", "videos")
+
+
+def make_figures(run_dir: Path) -> list[Path]:
+    """Write `fig4.png`, `fig5.png` and `convergence.csv` into the run folder, where their data is; their paths."""
+    run_dir = Path(run_dir)
+    paths = []
+    clips = read_clips(run_dir / "clips.h5") if (run_dir / "clips.h5").exists() else []
+    if pair := sharpest_and_blurriest(clips):
+        paths.append(run_dir / "fig4.png")
+        save(draw_fig4(*pair), paths[-1])
+    if rows := [row for row in read_ok_rows(run_dir / "results.csv") if row["kernel"] == "gaussian"]:
+        paths += [run_dir / "fig5.png", run_dir / "convergence.csv"]
+        save(draw_fig5(rows), paths[-2])
+        write_convergence(convergence(rows), paths[-1])
+    return paths
+
+
+# ---------------------------------------------------------------------------------------- statistics
+
+
+def convergence(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """How far apart the blur widths are, for each factor and number of observed frames.
+
+    Args:
+        rows: items of `results.csv`, of one order of frames and one sensor noise.
+
+    Returns:
+        Lines with the columns CONVERGENCE: `spread`, the best mean over widths minus the worst one; `difference`, the
+        sharpest width (`sharpest`) minus the blurriest, paired by video, with its standard error over videos (nan for a
+        single video).
+    """
+    lines = []
+    for (factor, num_frames), group in sorted(_group(rows, _factor, _num_frames).items()):
+        by_width = {width: _video_means(of_width) for (width,), of_width in _group(group, _width).items()}
+        means = [mean_and_error(means.items())[0] for means in by_width.values()]
+        first, last = min(by_width), max(by_width)
+        pairs = [
+            (video, by_width[first][video] - by_width[last][video])
+            for video in by_width[first].keys() & by_width[last].keys()
+        ]
+        difference, error, videos = mean_and_error(pairs)
+        values = (factor, num_frames, first, last, max(means) - min(means), difference, error, videos)
+        lines.append(dict(zip(CONVERGENCE, values, strict=True)))
+    return lines
+
+
+def write_convergence(lines: Sequence[dict[str, Any]], path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, CONVERGENCE)
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def _factor(row: Row) -> int:
+    return int(row["factor"])
+
+
+def _num_frames(row: Row) -> int:
+    return int(row["num_frames"])
+
+
+def _width(row: Row) -> float:
+    return float(row["sigma_h"])
+
+
+def _group(rows: Iterable[Row], *keys: Callable[[Row], Any]) -> dict[tuple, list[Row]]:
+    groups: dict[tuple, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[tuple(key(row) for key in keys)].append(row)
+    return groups
+
+
+def _video_means(rows: Iterable[Row]) -> dict[str, float]:
+    """Mean over noise instances, by video."""
+    by_video: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        by_video[row["video"]].append(float(row[METRIC]))
+    return {video: sum(values) / len(values) for video, values in by_video.items()}
+
+
+# --------------------------------------------------------------------------------------------- Fig. 5
+
+
+def draw_fig5(rows: Sequence[Row]) -> Figure:
+    """A panel for each factor, a curve for each blur width, PSNR of the first frame against observed frames."""
+    by_factor = _group(rows, _factor)
+    widths = sorted({_width(row) for row in rows})
+    colours = {width: COLOURS(0.9 * place / max(1, len(widths) - 1)) for place, width in enumerate(widths)}
+    figure = Figure(figsize=(6.8 * len(by_factor), 4.8), layout="constrained")
+    panels = figure.subplots(1, len(by_factor), squeeze=False, sharey=True)[0]
+    for axes, ((factor,), group) in zip(panels, sorted(by_factor.items()), strict=True):
+        for (width,), of_width in sorted(_group(group, _width).items()):
+            _draw_curve(axes, of_width, rf"$\sigma_h$ {short(width)} px", colours[width])
+        axes.set_title(f"{factor}×", fontsize=10)
+        axes.set_xlabel("number of observed frames")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=16, min_n_ticks=1))
+        axes.grid(alpha=0.3, linewidth=0.6)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=6, frameon=False, fontsize=9)
+    panels[0].set_ylabel("PSNR of the first frame (dB)")
+    videos, noises = len({row["video"] for row in rows}), len({row["noise"] for row in rows})
+    counts = f"{plural(videos, 'video')} × {plural(noises, 'noise instance')}"
+    bars = ", bars: standard error over videos" if videos > 1 else ""
+    figure.suptitle(f"{_title(rows[0])}\n{counts}{bars}", fontsize=10)
+    return figure
+
+
+def _draw_curve(axes: Axes, rows: Sequence[Row], label: str, colour: Any) -> None:
+    points = [
+        (number, *mean_and_error(_video_means(group).items())[:2])
+        for (number,), group in sorted(_group(rows, _num_frames).items())
+    ]
+    numbers, means, errors = zip(*points, strict=True)
+    axes.errorbar(
+        numbers, means, yerr=errors, label=label, color=colour, marker="o", markersize=4, linewidth=1.6, capsize=2.5
+    )
+
+
+def _title(row: Row) -> str:
+    return f"{source(row)}, $\\sigma_y$ {short(row['sigma_y'])}, {sampling(row)}, {row['order']} order"
+
+
+# --------------------------------------------------------------------------------------------- Fig. 4
+
+
+def sharpest_and_blurriest(clips: Sequence[Row]) -> tuple[Row, Row] | None:
+    """Of the clips with the largest factor and most observed frames: the least and the most blurred; None if equal."""
+    gaussian = [clip for clip in clips if clip["kernel"] == "gaussian"]
+    if not gaussian:
+        return None
+    most = max((_factor(clip), _num_frames(clip)) for clip in gaussian)
+    alike = [clip for clip in gaussian if (_factor(clip), _num_frames(clip)) == most]
+    first = min(alike, key=lambda clip: (_width(clip), int(clip["video"])))
+    last = max(alike, key=lambda clip: (_width(clip), -int(clip["video"])))
+    return None if _width(first) == _width(last) else (first, last)
+
+
+def draw_fig4(sharpest: Row, blurriest: Row) -> Figure:
+    """A video and its observations with the least and the most blur; one column for each frame."""
+    rows = [("truth", sharpest["truth"])]
+    rows += [
+        (f"{short(clip['factor'])}×\n$\\sigma_h$ {short(clip['sigma_h'])} px", clip["observed"])
+        for clip in (sharpest, blurriest)
+    ]
+    num_frames = len(sharpest["truth"])
+    figure, (panels,) = panel_grid(1, len(rows), num_frames, cell=0.82)
+    for line, (label, video) in zip(panels, rows, strict=True):
+        label_row(line[0], label)
+        for axes, frame in zip(line, video, strict=True):
+            show_frame(axes, frame)
+    for index, axes in enumerate(panels[0]):
+        axes.set_title(f"frame {index + 1}", fontsize=9, pad=4)
+    annotate(figure, str(sharpest["dataset"]), "without blur, decimation aliases; with much, little is left to alias")
+    return figure
