@@ -11,7 +11,7 @@ PRIOR ?= data/checkpoints/moving_mnist
 DEVICES ?= 1
 OVERRIDES ?=
 SOURCE ?= bair
-RUNS ?= $(wildcard runs/*)
+RUNS ?= $(patsubst %/results.csv,%,$(wildcard runs/*/results.csv))
 BENCH ?=
 MNIST := experiments/moving_mnist
 VAE ?= $(MNIST)/vae.yaml
@@ -27,7 +27,7 @@ SIM_READY := $(VENV)/.ready-sim
 VSR := $(VENV)/bin/python -m vsr_lightning
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-sim lint typecheck check data-mnist data-bair data-sim train-mnist train-bair \
+.PHONY: help setup demo test test-sim soak lint typecheck check data-mnist data-bair data-sim train-mnist train-bair \
 	sweep-frames sweep-aliasing eval-bair figures report bench clean
 
 help: ## Show this list
@@ -50,10 +50,13 @@ demo: $(READY) ## Super-resolve one video from 1, 3 and 10 frames with the shipp
 	$(VSR) sweep $(MNIST)/demo.yaml prior=$(PRIOR) $(OVERRIDES)
 
 test: $(READY) ## Run the tests (minutes on 2 cores)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not sim"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not sim and not soak"
 
 test-sim: $(SIM_READY) ## Run the tests of simulated pushing, which need OpenGL's libraries
 	OMP_NUM_THREADS=1 LP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m sim
+
+soak: $(READY) ## Kill a small sweep 200 times at random moments, and compare with an undisturbed one (minutes)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -s -m soak tests/test_interruption.py
 
 lint: $(READY) ## Check style
 	$(VENV)/bin/ruff check .
@@ -91,7 +94,8 @@ sweep-frames: $(READY) ## Figs. 2 and 3: PSNR against the number of observed fra
 sweep-aliasing: $(READY) ## Figs. 4 and 5: PSNR against blur before decimation, 4x and 8x
 	$(VSR) sweep $(MNIST)/sweep_aliasing.yaml prior=$(PRIOR) trainer.devices=$(DEVICES) $(OVERRIDES)
 
-eval-bair: PRIOR = data/checkpoints/$(PUSHING)
+# A shipped prior, else the one that train-bair made.
+eval-bair: PRIOR = $(firstword $(wildcard data/checkpoints/$(PUSHING)) data/checkpoints/mine-$(PUSHING))
 eval-bair: $(READY) ## Table I, Figs. 6 and 7: 4x and 8x on robot pushing (SOURCE=bair or sim)
 	$(VSR) evaluate experiments/$(PUSHING)/eval.yaml prior=$(PRIOR) trainer.devices=$(DEVICES) $(OVERRIDES)
 
@@ -99,6 +103,7 @@ figures: $(READY) ## Draw the figures of the finished frame-count sweep again
 	$(VSR) figures $(MNIST)/sweep_frames.yaml prior=$(PRIOR) $(OVERRIDES)
 
 report: $(READY) ## One HTML page of the runs in RUNS (all of runs/), to look at without a network
+	$(if $(RUNS),,$(error no finished sweep in runs/; name folders, as RUNS=experiments/results/demo))
 	$(VSR) report $(RUNS)
 
 bench: $(READY) ## Speed of sampling and training, in sample-steps/s, TFLOP/s and against an eager loop; to runs/bench

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vsr_lightning.evaluation.results import ClipWriter, RowWriter, merge_clips, write_tables
+from vsr_lightning.evaluation.results import RowWriter, write_tables
+from vsr_lightning.evaluation.videos import ClipWriter, merge_clips
 from vsr_lightning.figures.aliasing import convergence, draw_fig4, draw_fig5, make_figures, sharpest_and_blurriest
 
 SETTING = {

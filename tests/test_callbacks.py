@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from vsr_lightning import files
 from vsr_lightning.training import callbacks
 from vsr_lightning.training.callbacks import EMA, LastCheckpoint, Pictures, Throughput, film_strip
 
@@ -103,14 +104,14 @@ def test_ema_is_made_on_the_training_device_and_counts_on_the_cpu(monkeypatch):
 def saved_steps(monkeypatch):
     """Steps at which the checkpoint is renamed to its final name, and what was there under the temporary one."""
     steps = []
-    replace = callbacks.os.replace
+    replace = files.os.replace
 
     def spy(source, target):
         assert source.suffix == ".tmp"
         steps.append(torch.load(source, weights_only=True)["global_step"])
         replace(source, target)
 
-    monkeypatch.setattr(callbacks.os, "replace", spy)
+    monkeypatch.setattr(files.os, "replace", spy)
     return steps
 
 

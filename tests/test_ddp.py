@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from killing import assert_same_results
 
 from vsr_lightning.config import load_config
-from vsr_lightning.evaluation import results
+from vsr_lightning.evaluation import results, videos
 from vsr_lightning.evaluation.run import sweep
 
 ROOT = Path(__file__).parents[1]
@@ -72,7 +73,7 @@ def test_a_sweep_by_two_processes_has_the_rows_of_one(tiny_prior, tmp_path):
     for key, row in one.items():
         for column in ("psnr_first", "psnr_mean"):
             assert two[key][column] == pytest.approx(row[column], abs=0.05)
-    restored = [results.load_restored(tmp_path / name) for name in ("one", "two")]
+    restored = [videos.load_restored(tmp_path / name) for name in ("one", "two")]
     for key, video in restored[0].items():
         assert abs(video.astype(int) - restored[1][key]).max() <= 1  # level of 255: rounding
     assert len({video.tobytes() for video in restored[0].values()}) == 6  # every item is a restoration of its own
@@ -86,6 +87,21 @@ def test_fewer_items_than_processes(tiny_prior, tmp_path):
     out = run_two("-m", "vsr_lightning", "sweep", str(path), *overrides, "grid.order=[sequential]", "full=true")
     assert "1 of 1 restorations" in out
     assert [row["status"] for row in results.read_rows(tmp_path / "frame_count")] == ["ok"]
+
+
+@pytest.mark.soak
+def test_two_machines_have_the_rows_of_one_process(tiny_prior, tmp_path):
+    """As far as one machine can show it: two launchers that meet at an address, each with one process."""
+    overrides = [*SWEEP, *CPU, f"prior={tiny_prior}", f"runs_dir={tmp_path}", "grid.order=[random]", "full=true"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    torchrun += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:29531", "--rdzv-id=test", "-m", "vsr_lightning"]
+    command = [*torchrun, "sweep", str(EXPERIMENTS / "sweep_frames.yaml"), *overrides, "trainer.batch_size=1"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    machines = [subprocess.Popen([*command, "trainer.num_nodes=2", "name=two"], cwd=ROOT, env=env) for _ in range(2)]
+    assert [machine.wait(timeout=300) for machine in machines] == [0, 0]
+    assert [len(rows) for rows in rows_by_rank(tmp_path / "two")] == [3, 3]
+    sweep(load_config(EXPERIMENTS / "sweep_frames.yaml", [*overrides, "trainer.batch_size=1", "name=one"]))
+    assert_same_results(tmp_path / "two", tmp_path / "one")
 
 
 def test_training_by_two_processes_stops_and_goes_on_with_equal_weights(tmp_path):

@@ -13,7 +13,7 @@ from vsr_lightning.config import UserError, load_config
 from vsr_lightning.data.clips import to_uint8, to_video
 from vsr_lightning.data.moving_mnist import MovingMNIST
 from vsr_lightning.degradation.downsample import Downsample, upsample_bicubic
-from vsr_lightning.evaluation import results
+from vsr_lightning.evaluation import results, videos
 from vsr_lightning.evaluation.run import UntilTimeIsUp, sweep
 from vsr_lightning.inference.lit_vsr import LitVSR
 from vsr_lightning.metrics import psnr, ssim, temporal_error
@@ -100,7 +100,7 @@ def test_files_of_the_contract_and_a_second_run_that_changes_nothing(tiny_prior,
     }
     assert len(lines(folder)) == ITEMS
     assert [(line["num_frames"], line["n"]) for line in results.read_table(folder / "summary.csv")] == [(1, 4), (3, 4)]
-    clips = results.read_clips(folder)
+    clips = videos.read_clips(folder)
     assert [len(clip["frames"]) for clip in clips] == [1, 3]
     assert clips[0]["observed"].shape == (10, 8, 8, 1)
     truth = make_datamodule(experiment(tiny_prior, tmp_path)).test_clips()[0]
@@ -118,12 +118,12 @@ def test_batch_size_does_not_matter(tiny_prior, tmp_path):
     alone = sweep(experiment(tiny_prior, tmp_path, "name=alone", "trainer.batch_size=1", *strong))
     together = sweep(experiment(tiny_prior, tmp_path, "name=together", "trainer.batch_size=16", *strong))
     assert_same_rows(rows_by_item(together), rows_by_item(alone))
-    one, many = results.load_restored(alone), results.load_restored(together)
+    one, many = videos.load_restored(alone), videos.load_restored(together)
     assert one.keys() == many.keys()
-    videos = [many[key].astype(int) for key in one]
-    for key, video in zip(one, videos, strict=True):
+    restored = [many[key].astype(int) for key in one]
+    for key, video in zip(one, restored, strict=True):
         assert abs(one[key] - video).max() <= 1  # level of 255: rounding
-    for a, b in itertools.combinations(videos, 2):
+    for a, b in itertools.combinations(restored, 2):
         assert abs(a - b).max() > 5  # every item is a restoration of its own: none took another's place
 
 
@@ -136,17 +136,17 @@ def test_mixed_factors_and_kernels_equal_each_alone(tiny_rgb_prior, colour_clips
         operator = [f"degradation.factor={factor}", f"degradation.kernel={kernel}", f"grid.sigma_h=[{sigma_h}]"]
         folder = sweep(experiment(tiny_rgb_prior, tmp_path, f"name={factor}{kernel}", *operator, *common))
         rows |= rows_by_item(folder)
-        restored |= results.load_restored(folder)
+        restored |= videos.load_restored(folder)
     assert len(rows) == 16
     assert_same_rows(rows_by_item(together), rows)
-    for key, video in results.load_restored(together).items():
+    for key, video in videos.load_restored(together).items():
         assert abs(video.astype(int) - restored[key]).max() <= 1  # level of 255: rounding
     assert len({video.tobytes() for video in restored.values()}) == 16
 
 
 def test_clips_to_look_at_of_several_videos_in_colour(tiny_rgb_prior, colour_clips, tmp_path):
     command = experiment(tiny_rgb_prior, tmp_path, "grid.keep_videos=2", "grid.factor=[4,8]", "grid.num_frames=[3]")
-    clips = results.read_clips(sweep(command))
+    clips = videos.read_clips(sweep(command))
     assert [(clip["factor"], clip["video"]) for clip in clips] == [(4, 0), (4, 1), (8, 0), (8, 1)]
     truth = make_datamodule(command).test_clips()
     for clip in clips:
@@ -254,7 +254,7 @@ def test_a_later_success_replaces_a_failure(tiny_prior, tmp_path, monkeypatch):
 def test_means_over_noise_instances_by_hand(tiny_prior, tmp_path):
     command = experiment(tiny_prior, tmp_path, "grid.num_frames=[2]")
     folder = sweep(command)
-    restored = results.load_restored(folder)
+    restored = videos.load_restored(folder)
     truth = make_datamodule(command).test_clips()
     means = results.read_table(folder / "means.csv")
     assert [row["video"] for row in means] == [0, 1]

@@ -6,14 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vsr_lightning.evaluation.results import (
-    ClipWriter,
-    RowWriter,
-    merge_clips,
-    read_clips,
-    read_table,
-    write_tables,
-)
+from vsr_lightning.evaluation.results import RowWriter, read_table, write_tables
+from vsr_lightning.evaluation.videos import ClipWriter, merge_clips, read_clips
 from vsr_lightning.figures.frame_count import draw_fig2, draw_fig3, fig2, make_figures, paired_difference
 
 FRAMES, SIZE = 10, 64

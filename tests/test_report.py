@@ -18,7 +18,8 @@ from selenium.webdriver.common.keys import Keys
 
 from vsr_lightning.__main__ import main
 from vsr_lightning.config import UserError
-from vsr_lightning.evaluation.results import ClipWriter, RowWriter, merge_clips, write_means, write_tables
+from vsr_lightning.evaluation.results import RowWriter, write_means, write_tables
+from vsr_lightning.evaluation.videos import ClipWriter, merge_clips
 from vsr_lightning.figures.frame_count import make_figures
 from vsr_lightning.figures.report import make_report
 

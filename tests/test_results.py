@@ -14,20 +14,17 @@ from vsr_lightning.config import UserError
 from vsr_lightning.evaluation.results import (
     COLUMNS,
     CONDITION,
-    ClipWriter,
     RowWriter,
     item_key,
-    log_results,
     mean_and_error,
     measured_columns,
-    merge_clips,
-    read_clips,
     read_rows,
     read_table,
-    write_gif,
     write_means,
     write_tables,
 )
+from vsr_lightning.evaluation.videos import ClipWriter, merge_clips, read_clips, write_gif
+from vsr_lightning.evaluation.wandb_run import log_results
 
 SETTING = {
     "factor": 8,

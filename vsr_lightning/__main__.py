@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from vsr_lightning.config import Experiment, UserError, load_config, to_yaml
+from vsr_lightning.files import DISK_FULL
 
 COMMANDS = {
     "data": "fetch, verify and convert the data that the experiment names",
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(to_yaml(experiment), end="")
             return 0
         _quiet()
-        run(options.command, experiment)
+        run(options.command, experiment, options.limit, options.dry_run)
     except UserError as error:
         if options.debug:
             raise
@@ -44,15 +45,18 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:  # no permission, no space, a file where a folder should be
         if options.debug:
             raise
-        print(f"error: {error.filename + ': ' if error.filename else ''}{error.strerror or error}", file=sys.stderr)
+        way_out = "; make room, then type the same command again" if error.errno in DISK_FULL else ""
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}{way_out}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from what is on disk", file=sys.stderr)
+        again = "starts again" if options.command == "data" else "goes on from what is on disk"
+        print(f"interrupted; the same command {again}", file=sys.stderr)
         return 130
     return 0
 
 
-def run(command: str, experiment: Experiment) -> None:
+def run(command: str, experiment: Experiment, limit: int | None = None, dry: bool = False) -> None:
     # Imports are local: `--help` and `--print-config` need neither torch's compiler nor Lightning.
     if command == "data":
         from vsr_lightning.training.run import make_datamodule
@@ -69,9 +73,14 @@ def run(command: str, experiment: Experiment) -> None:
             raise UserError("prior: name the folder to write, as prior=data/checkpoints/mine")
         export(experiment, Path(experiment.prior))
     elif command in ("sweep", "evaluate"):  # one machinery: the experiment says what is restored and drawn
+        if dry:
+            from vsr_lightning.evaluation.dry_run import dry_run
+
+            print(dry_run(experiment, limit))
+            return
         from vsr_lightning.evaluation.run import sweep
 
-        sweep(experiment)
+        sweep(experiment, limit)
     elif command == "figures":
         from vsr_lightning.evaluation.run import make_figures
 
@@ -96,7 +105,19 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     # No subparsers: they cannot take overrides that follow an option.
     parser = _report_parser() if command == "report" else _experiment_parser()
     parser.add_argument("--debug", action="store_true", help="show the traceback of errors")
-    return parser.parse_intermixed_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
+    if options.command not in ("sweep", "evaluate"):
+        for option in ("limit", "dry_run"):
+            if getattr(options, option, None):
+                parser.error(f"--{option.replace('_', '-')} is for sweep and evaluate, not for {options.command}")
+    return options
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
 
 
 def _experiment_parser() -> argparse.ArgumentParser:
@@ -109,6 +130,15 @@ def _experiment_parser() -> argparse.ArgumentParser:
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands above")
     parser.add_argument("experiment", help="YAML file, as experiments/moving_mnist/sweep_frames.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as sampler.steps=250 grid.num_frames=[1,10]")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="sweep, evaluate: tell what is missing, how long and how large; stop"
+    )
+    parser.add_argument(
+        "--limit",
+        type=_positive,
+        metavar="N",
+        help="sweep, evaluate: restore N items, of every condition first",
+    )
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     return parser
 

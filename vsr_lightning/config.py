@@ -68,7 +68,8 @@ class Trainer:
     """Where and how a run computes. No part of a run's identity: any of these may change when it is resumed."""
 
     accelerator: str = "auto"
-    devices: int = 1
+    devices: int = 1  # of each machine
+    num_nodes: int = 1  # machines; torchrun or srun starts the processes of several
     precision: str = "auto"  # bf16-mixed on a GPU, 32-true on a CPU
     compile: str = "auto"  # "always", "never", or "auto": on a GPU, for jobs that outlast the compilation
     max_minutes: float = 0.0  # stop after so long with a checkpoint to resume from; 0 means no limit
@@ -83,7 +84,7 @@ class Trainer:
         }.items():
             if getattr(self, name) not in known:
                 raise UserError(f"trainer.{name}: '{getattr(self, name)}' is none of {', '.join(known)}")
-        _at_least(1, self, "trainer", "devices", "batch_size")
+        _at_least(1, self, "trainer", "devices", "num_nodes", "batch_size")
         _at_least(0, self, "trainer", "max_minutes")
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.parse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import yaml
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from vsr_lightning import files
 from vsr_lightning.config import Experiment, UserError, to_yaml
 
 # What the results of a run depend on. Where and how it computes, and what it reports, may change when it is resumed;
@@ -27,12 +29,22 @@ IDENTITY = {
     "sweep": ("seed", "data", "degradation", "sampler", "grid"),
 }
 NOT_IDENTITY = {
-    "data": ("dir", "num_workers"),
+    "data": ("dir", "num_workers", "processes", "source"),
     "training": ("vae_prior", "val_every", "save_every", "log_every", "check_videos", "check_steps", "check_zeta"),
 }
 DEFAULTS = dataclasses.asdict(Experiment())
 BIN = ".venv/bin/" if sys.prefix == str(Path(".venv").absolute()) else ""  # how a user reaches installed commands
+LOG_INTERVAL = 0.1  # seconds from logging to disk; a killed process loses what is younger, by default 15 s
+MAX_TAG = 64  # characters, W&B's limit
 PACKAGES = ("vsr-lightning", "torch", "lightning", "torchmetrics", "numpy")
+
+
+def find_run(experiment: Experiment, kind: str, inputs: dict[str, str]) -> Path:
+    """The folder of a run, which need not exist; nothing is written. Raises UserError if it holds another run."""
+    folder = Path(experiment.runs_dir) / experiment.name
+    if (folder / "config.yaml").exists():
+        _check_same_run(folder, experiment, kind, _read_meta(folder / "meta.json"), inputs)
+    return folder
 
 
 def open_run(experiment: Experiment, kind: str, inputs: dict[str, str]) -> Path:
@@ -42,16 +54,12 @@ def open_run(experiment: Experiment, kind: str, inputs: dict[str, str]) -> Path:
     began the run, and under `resumed` what went on with it. Raises UserError if the folder holds another run.
     """
     logging_mode(experiment)  # told before anything is written
-    folder = Path(experiment.runs_dir) / experiment.name
-    path, meta = folder / "config.yaml", _read_meta(folder / "meta.json")
-    if path.exists():
-        _check_same_run(folder, experiment, kind, meta, inputs)
-    elif rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / "config.yaml.tmp"
-        temporary.write_text(to_yaml(experiment))
-        temporary.replace(path)
+    folder = find_run(experiment, kind, inputs)
     if rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "config.yaml").exists():
+            files.write_text(folder / "config.yaml", to_yaml(experiment))
+        meta = _read_meta(folder / "meta.json")
         go = {"command": command_line(), "started": now(), **describe_machine()}
         resumed = {**meta, "resumed": [*meta.get("resumed", []), go]}
         write_json(folder / "meta.json", resumed if meta else {"kind": kind, **go, "inputs": inputs})
@@ -114,7 +122,12 @@ def uses_gpu(experiment: Experiment) -> bool:
 
 
 def strategy(experiment: Experiment) -> str:
-    return "ddp" if experiment.trainer.devices > 1 else "auto"
+    return "ddp" if world_size(experiment) > 1 else "auto"
+
+
+def world_size(experiment: Experiment) -> int:
+    """The number of processes, one a device, on all machines."""
+    return experiment.trainer.devices * experiment.trainer.num_nodes
 
 
 def check_devices(experiment: Experiment) -> None:
@@ -123,10 +136,27 @@ def check_devices(experiment: Experiment) -> None:
         raise UserError(f"trainer.accelerator: '{accelerator}' asked for, no GPU here")
     if uses_gpu(experiment) and experiment.trainer.devices > available:
         raise UserError(f"trainer.devices: {experiment.trainer.devices} GPUs asked for, {available} here")
+    _check_launcher(experiment)
 
 
-def make_logger(experiment: Experiment, folder: Path) -> WandbLogger | None:
-    """W&B: online where an API key is at hand, else offline with a line that says how to upload. Never prompts."""
+def _check_launcher(experiment: Experiment) -> None:
+    """The processes that torchrun or SLURM started must be those that the experiment counts on."""
+    started, expected = os.environ.get("WORLD_SIZE"), world_size(experiment)
+    if started and int(started) != expected:
+        machines = int(started) // int(os.environ.get("LOCAL_WORLD_SIZE", started))
+        raise UserError(
+            f"trainer.devices, trainer.num_nodes: {expected} processes expected, {started} were started; set "
+            f"trainer.devices={int(started) // machines} trainer.num_nodes={machines}"
+        )
+    if experiment.trainer.num_nodes > 1 and "RANK" not in os.environ and "SLURM_PROCID" not in os.environ:
+        raise UserError("trainer.num_nodes: several machines need torchrun or srun, as in experiments/slurm.sbatch")
+
+
+def make_logger(experiment: Experiment, folder: Path, job_type: str, tags: Sequence[str] = ()) -> WandbLogger | None:
+    """W&B: online where an API key is at hand, else offline with a line that says how to upload. Never prompts.
+
+    Runs are grouped by experiment; `job_type` and `tags` tell them apart, and what they were made of.
+    """
     mode = logging_mode(experiment)
     if mode == "disabled":
         return None
@@ -135,6 +165,9 @@ def make_logger(experiment: Experiment, folder: Path) -> WandbLogger | None:
     run_id = f"{experiment.name}-{_folder_token(folder)}".replace("/", "-")
     logger = WandbLogger(
         name=experiment.name,
+        group=experiment.name,
+        job_type=job_type,
+        tags=[tag[:MAX_TAG] for tag in tags],
         save_dir=str(folder.absolute()),  # W&B's service may have been started in another folder
         id=run_id,
         resume="allow" if mode == "online" else None,
@@ -142,11 +175,18 @@ def make_logger(experiment: Experiment, folder: Path) -> WandbLogger | None:
         entity=experiment.logging.entity or None,
         offline=mode == "offline",
         config=dataclasses.asdict(experiment),
+        settings={"x_transaction_log_flush_interval": LOG_INTERVAL},
     )
     logger._wandb_init.pop("anonymous", None)  # Lightning passes None, of which W&B warns
     if rank() == 0:
         print(_how_to_read(logger))
     return logger
+
+
+def wait_for_log(logger: Any) -> None:
+    """Wait until what was logged is on disk, as far as one can know: W&B's process writes it, and tells nobody."""
+    if isinstance(logger, WandbLogger) and rank() == 0:
+        time.sleep(3 * LOG_INTERVAL)
 
 
 def close_logger(logger: WandbLogger | None) -> None:
@@ -168,9 +208,7 @@ def logging_mode(experiment: Experiment) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)
+    files.write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def _check_same_run(
@@ -219,7 +257,7 @@ def _folder_token(folder: Path) -> str:
     """A short random name kept in the folder, so that equal names in two places are two W&B runs."""
     path = folder / "wandb-id"
     if not path.exists() and rank() == 0:
-        path.write_text(os.urandom(4).hex())
+        files.write_text(path, os.urandom(4).hex())
     return path.read_text().strip() if path.exists() else "rank"
 
 

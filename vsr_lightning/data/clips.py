@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from vsr_lightning.config import UserError
+from vsr_lightning.files import put_in_place
 
 STORE_FORMAT = 1  # of the layout of clip stores; a reader takes no other
 
@@ -89,7 +90,7 @@ def download(url: str, path: Path, url_infos: Mapping[str, Any], *, seconds: flo
         folder.mkdir(parents=True)
         remove_abandoned(path)
         manager = DownloadManager(download_dir=folder, url_infos=dict(url_infos), force_checksums_validation=True)
-        os.replace(manager.download(url), path)
+        put_in_place(Path(manager.download(url)), path)
     except Exception as error:  # whatever requests, urllib3, the file system or TFDS's checksum test raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{url}: download to {path} failed: {reason}") from error
@@ -175,7 +176,7 @@ class StoreWriter:
             raise UserError(f"{self.path}: no clips to store: is the source empty?")
         self._file.attrs.update(self._attributes, sha256=self._sha256.hexdigest())
         self._file.close()
-        os.replace(self._temporary, self.path)
+        put_in_place(self._temporary, self.path)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -433,6 +434,10 @@ class ClipDataModule(lightning.LightningDataModule, ABC):
     def clips_name(self, split: str) -> str:
         """What the clips of a split are, in a few words: the `dataset` of a result."""
 
+    def fingerprint(self, split: str) -> str:
+        """Tells the clips of a split from any others under the same name; empty where the settings do."""
+        return ""
+
     @abstractmethod
     def fetch(self) -> None:
         """Get, verify and convert the data, printing what was done: the `data` command."""
@@ -460,7 +465,8 @@ class ClipDataModule(lightning.LightningDataModule, ABC):
 
     def validation_clips(self, count: int) -> Tensor:
         """The first validation clips as video, (count, F, C, H, W) in [-1, 1]."""
-        return stack(self.val_clips(), range(min(count, self.val_videos)))
+        clips = self.val_clips()
+        return stack(clips, range(min(count, self.val_videos, len(clips))))  # type: ignore[arg-type]
 
     def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> Tensor:
         return to_video(batch)

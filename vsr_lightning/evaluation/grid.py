@@ -99,6 +99,15 @@ def grid_items(grid: Grid, sampler: dict[str, Any], degradation: Downsample) -> 
     ]
 
 
+def first_look(items: list[Item], limit: int | None) -> list[Item]:
+    """At most `limit` items, so chosen that every condition has its first video and noise instance before any has its
+    second video, and every video before any has its second noise instance. In their order; all, without a limit."""
+    if limit is None:
+        return items
+    chosen = sorted(range(len(items)), key=lambda index: (items[index].noise, items[index].video))[:limit]
+    return [items[index] for index in sorted(chosen)]
+
+
 def batches_of_rank(items: Sequence[Item], batch_size: int, rank: int, world_size: int) -> list[list[int]]:
     """Indices of the items that a rank restores together: one `batch_key` in a batch, no item twice, none left out."""
     batches: list[list[int]] = []
@@ -132,10 +141,14 @@ class GridDataset(Dataset[ObservationBatch]):
     def __len__(self) -> int:
         return len(self.batches)
 
+    def items_of(self, index: int) -> list[Item]:
+        """The items of a batch, without making it."""
+        return [self.items[i] for i in self.batches[index]]
+
     def __getitem__(self, index: int) -> ObservationBatch:
         if index >= len(self):
             raise IndexError(index)  # ends a for loop
-        items = [self.items[i] for i in self.batches[index]]
+        items = self.items_of(index)
         return observation_batch([(item, self.clips[item.video]) for item in items], self.seed, self.pad_to)
 
 

@@ -1,10 +1,10 @@
 """`sweep` and `evaluate`: from a grid of conditions to a folder of results, on any devices, in any number of goes."""
 
-import inspect
 import math
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,95 +18,49 @@ from tqdm import tqdm
 
 from vsr_lightning import runs
 from vsr_lightning.config import Experiment, UserError, build
-from vsr_lightning.data.clips import ClipDataModule, to_uint8, to_video
-from vsr_lightning.degradation.downsample import Downsample
-from vsr_lightning.evaluation import results
-from vsr_lightning.evaluation.grid import (
-    GridDataset,
-    Item,
-    batches_of_rank,
-    degradations,
-    frames_of,
-    grid_items,
-    row_maker,
-    widths,
-)
-from vsr_lightning.inference.lit_vsr import LitVSR, ObservationBatch, Restoration, check_frames
+from vsr_lightning.data.clips import to_uint8, to_video
+from vsr_lightning.evaluation import results, videos, wandb_run
+from vsr_lightning.evaluation.grid import GridDataset, Item, batches_of_rank, first_look, frames_of
+from vsr_lightning.evaluation.job import Job, prepare
+from vsr_lightning.inference.lit_vsr import LitVSR, ObservationBatch, Restoration
 from vsr_lightning.metrics import scores
-from vsr_lightning.models.prior import Prior, fingerprint, load_prior
 
 COMPILE_FROM_STEPS = 1000  # sampler steps of a job: compilation takes about a minute
 
 Row = dict[str, Any]
 
 
-def sweep(experiment: Experiment) -> Path:
-    """Restore every item of the grid that the run folder lacks, then write its tables, figures and W&B run."""
-    runs.check_devices(experiment)
-    prior = load_prior(experiment.prior)
-    check_frames(prior, experiment.grid.num_frames)
-    degradation = build(experiment.degradation, "degradation", Downsample)
-    datamodule = build({"seed": experiment.seed, "batch_size": 1, **experiment.data}, "data", ClipDataModule)
-    clips = _clips(datamodule, experiment, prior)
-    items = grid_items(experiment.grid, experiment.sampler, degradation)
-    sampler = _sampler(experiment)
-    for steps in {item.steps for item in items}:
-        prior.schedule.respaced(steps, **_time_grid(sampler))  # bad numbers are told before anything is written
-    for variant in degradations(experiment.grid, degradation):
-        variant.operator(widths(experiment.grid, variant), *prior.video_shape[-2:])
-    fixed = _fixed_columns(experiment, datamodule, prior)
-    to_row = row_maker(fixed)
+def sweep(experiment: Experiment, limit: int | None = None) -> Path:
+    """Restore every item of the grid that the run folder lacks, then write its tables, figures and W&B run.
 
-    folder = runs.open_run(experiment, "sweep", {key: fixed[key] for key in ("prior", "dataset")})
-    done = {results.item_key(row) for row in results.read_rows(folder) if row["status"] == "ok"}
-    missing = [item for item in items if results.item_key(to_row(item)) not in done]
-    logger = runs.make_logger(experiment, folder)
-    if missing:
-        _restore(experiment, LitVSR(prior, degradation, sampler), clips, missing, to_row, folder)
-    if runs.rank() == 0:
-        _conclude(experiment, folder, items, clips, logger)
+    With a `limit`, restore no more items than that: a first look at every condition.
+    """
+    job = prepare(experiment)
+    folder = runs.open_run(experiment, "sweep", job.inputs)
+    with results.RowWriter(folder, runs.rank()) as rows:  # before reading: another process may be at work here
+        missing = first_look(job.missing(folder), limit)
+        logger = runs.make_logger(experiment, folder, "sweep", tags=[*job.inputs.values()])
+        if missing:
+            _restore(job, missing, folder, rows)
+        if runs.rank() == 0:
+            _conclude(job, folder, logger)
     return folder
 
 
-def _sampler(experiment: Experiment) -> Callable[..., Tensor]:
-    """The sampler, its own parameters bound; `steps` and `zeta` come with each item."""
-    section = {key: value for key, value in experiment.sampler.items() if key not in ("steps", "zeta")}
-    if given := {"prior", "observation", "noise", "on_step"} & section.keys():
-        raise UserError(f"sampler.{min(given)}: is given by the sweep; leave it out")
-    return build(section, "sampler")
-
-
-def _time_grid(sampler: Callable[..., Tensor]) -> dict[str, Any]:
-    """How the sampler respaces the schedule, from its parameters or their defaults."""
-    parameters = inspect.signature(sampler).parameters
-    return {name: parameters[name].default for name in ("spacing", "start") if name in parameters}
-
-
-def _restore(
-    experiment: Experiment,
-    module: LitVSR,
-    clips: Dataset[Tensor],
-    items: list[Item],
-    to_row: Callable[[Item], Row],
-    folder: Path,
-) -> None:
-    """Restore `items`, or as many as the time allows, each row on disk as soon as its batch is done."""
-    options = experiment.trainer
+def _restore(job: Job, missing: list[Item], folder: Path, rows: results.RowWriter) -> None:
+    """Restore items, or as many as the time allows, each row on disk as soon as its batch is done."""
+    experiment, options = job.experiment, job.experiment.trainer
+    module = LitVSR(job.prior, job.degradation, job.sampler)
     module.allow_zero_length_dataloader_with_multiple_devices = True  # few items, many devices
-    batches_of = lambda rank: batches_of_rank(items, options.batch_size, rank, options.devices)  # noqa: E731
-    steps = sum(items[batch[0]].steps for batch in batches_of(0))
-    if options.compile == "always" or (
-        options.compile == "auto" and runs.uses_gpu(experiment) and steps >= COMPILE_FROM_STEPS
-    ):
+    if _pays_to_compile(experiment, missing):
         module.compile_networks()
-    callbacks: list[Callback] = [
-        RowSink(folder, items, batches_of, to_row, experiment.seed, experiment.grid.keep_videos)
-    ]
+    callbacks: list[Callback] = [RowSink(job, folder, rows)]
     if options.progress:
-        callbacks.append(SamplingProgress(steps))
+        callbacks.append(SamplingProgress(folder))
     trainer = L.Trainer(
         accelerator=options.accelerator,
         devices=options.devices,
+        num_nodes=options.num_nodes,
         strategy=runs.strategy(experiment),
         precision=runs.precision(experiment),
         callbacks=callbacks,
@@ -117,11 +71,38 @@ def _restore(
         use_distributed_sampler=False,  # it repeats samples to even out the ranks
         inference_mode=False,  # guidance takes gradients
     )
-    pad_to = options.batch_size if runs.uses_gpu(experiment) else None  # one shape, one set of kernels
-    dataset = GridDataset(items, batches_of(trainer.global_rank), clips, experiment.seed, pad_to)
-    order = UntilTimeIsUp(len(dataset), options.max_minutes)
-    trainer.predict(module, DataLoader(dataset, batch_size=None, sampler=order), return_predictions=False)
+    trainer.predict(module, datamodule=MissingItems(job, missing), return_predictions=False)
     trainer.strategy.barrier()
+
+
+def _pays_to_compile(experiment: Experiment, items: list[Item]) -> bool:
+    options = experiment.trainer
+    if options.compile != "auto":
+        return options.compile == "always"
+    batches = batches_of_rank(items, options.batch_size, 0, runs.world_size(experiment))
+    steps = sum(items[batch[0]].steps for batch in batches)
+    return runs.uses_gpu(experiment) and steps >= COMPILE_FROM_STEPS
+
+
+class MissingItems(L.LightningDataModule):
+    """The batches of each rank, of the items that rank 0 found missing."""
+
+    def __init__(self, job: Job, items: list[Item]) -> None:
+        super().__init__()
+        self.job, self.items = job, items
+
+    def setup(self, stage: str) -> None:
+        """Agree on the items: the file system of another machine may show the rows of an earlier go late."""
+        assert self.trainer is not None
+        self.items = self.trainer.strategy.broadcast(self.items)
+
+    def predict_dataloader(self) -> DataLoader:
+        assert self.trainer is not None
+        experiment, options = self.job.experiment, self.job.experiment.trainer
+        batches = batches_of_rank(self.items, options.batch_size, self.trainer.global_rank, self.trainer.world_size)
+        pad_to = options.batch_size if runs.uses_gpu(experiment) else None  # one shape, one set of kernels
+        dataset = GridDataset(self.items, batches, self.job.clips, experiment.seed, pad_to)
+        return DataLoader(dataset, batch_size=None, sampler=UntilTimeIsUp(len(dataset), options.max_minutes))
 
 
 class UntilTimeIsUp(Sampler[int]):
@@ -148,23 +129,12 @@ class UntilTimeIsUp(Sampler[int]):
 class RowSink(Callback):
     """Writes what comes of each batch, and only then lets the next one begin."""
 
-    def __init__(
-        self,
-        folder: Path,
-        items: list[Item],
-        batches_of: Callable[[int], list[list[int]]],
-        to_row: Callable[[Item], Row],
-        seed: int,
-        keep_videos: int,
-    ) -> None:
-        self.folder, self.items, self.to_row, self.seed, self.keep_videos = folder, items, to_row, seed, keep_videos
-        self._batches_of = batches_of
+    def __init__(self, job: Job, folder: Path, rows: results.RowWriter) -> None:
+        self.job, self.folder, self.rows = job, folder, rows
+        self._parent = os.getppid()
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        rank = trainer.global_rank
-        self.batches = self._batches_of(rank)
-        self.rows = results.RowWriter(self.folder, rank)
-        self.clips = results.ClipWriter(self.folder, rank)
+        self.clips = videos.ClipWriter(self.folder, trainer.global_rank)
 
     def on_predict_batch_end(
         self,
@@ -175,65 +145,84 @@ class RowSink(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        items = [self.items[i] for i in self.batches[batch_idx]]
+        items = _dataset(trainer).items_of(batch_idx)
         rows = [
-            {**self.to_row(item), **measured, "status": status}
+            {**self.job.to_row(item), **measured, "status": status}
             for item, measured, status in zip(items, outputs.measured, outputs.status, strict=True)
         ]
+        experiment = self.job.experiment
         restored = to_uint8(outputs.x_hat.nan_to_num()).numpy()
         for index, item in enumerate(items):
-            if item.video < self.keep_videos and item.noise == 0 and rows[index]["status"] == "ok":
+            if item.video < experiment.grid.keep_videos and item.noise == 0 and rows[index]["status"] == "ok":
                 observed, truth, bicubic = (
                     to_uint8(video[index]).cpu().numpy() for video in (outputs.y, batch.x, outputs.bicubic)
                 )
-                frames = frames_of(item, len(truth), self.seed)
+                frames = frames_of(item, len(truth), experiment.seed)
                 self.clips.append(rows[index], observed, restored[index], truth, frames, bicubic)
         # Not the failed ones: what a later try restores must not have a rival.
         ok = [index for index, row in enumerate(rows) if row["status"] == "ok"]
         if ok:
-            results.save_restored(self.folder, [rows[index] for index in ok], restored[ok])
+            videos.save_restored(self.folder, [rows[index] for index in ok], restored[ok])
         self.rows.append(rows)
+        if trainer.global_rank > 0 and os.getppid() != self._parent:
+            raise SystemExit("the process that started this one has died; the same command goes on")
 
 
 class SamplingProgress(Callback):
-    """A bar over the sampler steps of this device."""
+    """A bar over the sampler steps of the first device, whose share takes as long as every other's.
 
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
+    Beside it, the restorations of all devices: their rows on disk since the bar began.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: LitVSR) -> None:  # type: ignore[override]
         if trainer.is_global_zero:
-            interval = 0.1 if sys.stderr.isatty() else 20.0
-            self.bar = tqdm(total=self.steps, desc="sampling", unit="step", mininterval=interval, dynamic_ncols=True)
+            dataset = _dataset(trainer)
+            self._before = results.count_rows(self.folder)
+            self.bar = tqdm(
+                total=sum(dataset.items_of(index)[0].steps for index in range(len(dataset))),
+                bar_format="{desc}: {percentage:3.0f}%|{bar}| {postfix[0]} restorations [{elapsed}<{remaining}]",
+                postfix=[f"0/{len(dataset.items)}"],
+                desc="sampling",
+                mininterval=0.1 if sys.stderr.isatty() else 20.0,
+                smoothing=0,  # batches differ: the mean over all of them foretells best
+                dynamic_ncols=True,
+            )
             pl_module.on_step = lambda: self.bar.update()
+
+    def on_predict_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.is_global_zero:
+            done = results.count_rows(self.folder) - self._before
+            self.bar.postfix[0] = f"{done}/{len(_dataset(trainer).items)}"
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
             self.bar.close()
 
 
-def _conclude(
-    experiment: Experiment,
-    folder: Path,
-    items: list[Item],
-    clips: Dataset[Tensor],
-    logger: Any,
-) -> None:
+def _dataset(trainer: L.Trainer) -> GridDataset:
+    """What this rank restores."""
+    return trainer.predict_dataloaders.dataset  # type: ignore[union-attr]
+
+
+def _conclude(job: Job, folder: Path, logger: Any) -> None:
     rows = results.read_rows(folder)
-    goes_on = "" if len(rows) >= len(items) else "; the same command goes on"
-    print(f"{folder}: {len(rows)} of {len(items)} restorations{goes_on}")
+    goes_on = "" if len(rows) >= len(job.items) else "; the same command goes on"
+    print(f"{folder}: {len(rows)} of {len(job.items)} restorations{goes_on}")
     if not rows:
         return
-    results.write_means(folder, measure_means(folder, rows, clips))
+    results.write_means(folder, measure_means(folder, rows, job.clips))
     results.write_tables(folder)
-    results.merge_clips(folder)
-    figures = make_figures(experiment, folder)
+    videos.merge_clips(folder)
+    figures = make_figures(job.experiment, folder)
     print(results.format_summary(results.read_table(folder / "summary.csv")))
     for path in [folder / "summary.csv", *figures]:
         print(path)
     if logger is not None:
         pictures = [path for path in figures if path.suffix == ".png"]
-        results.log_results(logger.experiment, folder, pictures)
+        wandb_run.log_results(logger.experiment, folder, pictures)
         runs.close_logger(logger)
 
 
@@ -250,7 +239,7 @@ def make_figures(experiment: Experiment, folder: Path) -> list[Path]:
 @torch.no_grad()
 def measure_means(folder: Path, rows: list[Row], clips: Dataset[Tensor]) -> list[Row]:
     """Scores of the mean over a video's noise instances, an estimate of the posterior mean, by video and condition."""
-    restored = results.load_restored(folder)
+    restored = videos.load_restored(folder)
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
         if row["status"] == "ok" and results.item_key(row) in restored:
@@ -264,28 +253,3 @@ def measure_means(folder: Path, rows: list[Row], clips: Dataset[Tensor]) -> list
         of_mean = {f"{name}_of_mean": value.item() for name, value in measured.items()}
         means.append({**condition, "video": video, **of_mean, "n_samples": len(members)})
     return means
-
-
-def _clips(datamodule: ClipDataModule, experiment: Experiment, prior: Prior) -> Dataset[Tensor]:
-    clips = datamodule.val_clips() if experiment.grid.split == "val" else datamodule.test_clips()
-    available = len(clips)  # type: ignore[arg-type]
-    if experiment.grid.videos > available:
-        raise UserError(
-            f"grid.videos: {experiment.grid.videos} asked for, the {experiment.grid.split} split has {available}"
-        )
-    frames, height, width, channels = clips[0].shape
-    if (frames, channels, height, width) != prior.video_shape:
-        raise UserError(
-            f"prior: {experiment.prior} makes videos {prior.video_shape} (F, C, H, W), "
-            f"the data has {(frames, channels, height, width)}"
-        )
-    return clips
-
-
-def _fixed_columns(experiment: Experiment, datamodule: ClipDataModule, prior: Prior) -> Row:
-    return {
-        "sampler": experiment.sampler["target"].rpartition(".")[2].removesuffix("_sample"),
-        "seed": experiment.seed,
-        "prior": f"{prior.card.get('name', 'prior')}@{fingerprint(experiment.prior)}",
-        "dataset": datamodule.clips_name(experiment.grid.split),
-    }

@@ -28,6 +28,7 @@ from vsr_lightning.figures.drawing import (
     source,
 )
 from vsr_lightning.figures.reading import Row, mean_and_error, read_clips, read_ok_rows
+from vsr_lightning.files import replacing
 
 METRIC = "psnr_first"
 COLOURS = colormaps["viridis"]
@@ -79,7 +80,7 @@ def convergence(rows: Iterable[Row]) -> list[dict[str, Any]]:
 
 
 def write_convergence(lines: Sequence[dict[str, Any]], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, CONVERGENCE)
         writer.writeheader()
         writer.writerows(lines)

@@ -30,15 +30,13 @@ from vsr_lightning.figures.drawing import (
     source,
 )
 from vsr_lightning.figures.reading import Row, mean_and_error, read_clips, read_ok_rows, read_table
+from vsr_lightning.files import replacing, write_text
 
 SETTING = ("dataset", "prior", "sampler", "steps", "zeta", "sigma_y", "num_frames", "order", "seed")
 OPERATOR = ("factor", "kernel", "sigma_h")
 METHODS = {"bicubic upsampling": "_bicubic", "ours, one sample": "", "VAE reconstruction (ceiling)": "_vae"}
-SCORES = {
-    "psnr": "psnr_mean",
-    "ssim": "ssim_mean",
-    "temporal_error": "temporal_error",
-}  # column of the table: of the rows
+# Columns of the table, and those of the rows that they are from.
+SCORES = {"psnr": "psnr_mean", "ssim": "ssim_mean", "temporal_error": "temporal_error"}
 TABLE = (*SETTING, *OPERATOR, "method", "source", *(f"{s}{end}" for s in SCORES for end in ("", "_se")), "clips")
 
 QUOTED_FACTOR = 4
@@ -61,7 +59,7 @@ def make_figures(run_dir: Path) -> list[Path]:
     if table := table1(read_ok_rows(run_dir / "results.csv"), read_table(run_dir / "means.csv")):
         paths += [run_dir / "table1.csv", run_dir / "table1.md"]
         write_csv(table, paths[0])
-        paths[1].write_text(to_markdown(table), encoding="utf-8")
+        write_text(paths[1], to_markdown(table))
     clips = read_clips(run_dir / "clips.h5") if (run_dir / "clips.h5").exists() else []
     for name, factor, draw in (("fig6.png", 4, draw_fig6), ("fig7.png", 8, draw_fig7)):
         if examples := clips_by_kernel(clips, factor):
@@ -98,7 +96,7 @@ def table1(rows: Iterable[Row], means: Iterable[Row]) -> list[dict[str, Any]]:
 
 
 def write_csv(table: Sequence[Row], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, TABLE)
         writer.writeheader()
         writer.writerows(table)
@@ -136,8 +134,10 @@ def _measured_lines(rows: Sequence[Row], means: Sequence[Row]) -> list[dict[str,
     lines = []
     for method, suffix in METHODS.items():
         lines.append({"method": method, **_scores(rows, suffix)})
-        if method == "ours, one sample" and any(int(row["n_samples"]) > 1 for row in means):
-            lines.append({"method": f"ours, mean of {_samples(means)} samples", **_scores(means, "_of_mean")})
+        samples = max((int(row["n_samples"]) for row in means), default=1)
+        if method == "ours, one sample" and samples > 1:
+            complete = [row for row in means if int(row["n_samples"]) == samples]  # means of fewer are another estimate
+            lines.append({"method": f"ours, mean of {samples} samples", **_scores(complete, "_of_mean")})
     return [line for line in lines if "psnr" in line]
 
 
@@ -150,12 +150,6 @@ def _scores(rows: Iterable[Row], suffix: str) -> dict[str, Any]:
             line[score], error, line["clips"] = mean_and_error(values)
             line[f"{score}_se"] = None if math.isnan(error) else error
     return line
-
-
-def _samples(means: Iterable[Row]) -> str:
-    """How many samples the means are over: "4", or "2 to 4" where some are missing."""
-    numbers = sorted({int(row["n_samples"]) for row in means})
-    return f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
 
 
 def _measured_markdown(lines: Sequence[Row]) -> str:

@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vsr_lightning.figures.reading import Row
+from vsr_lightning.files import replacing
 
 DPI = 150
 
@@ -20,7 +21,8 @@ DPI = 150
 def save(figure: Figure, path: Path) -> None:
     """Write a PNG, without pyplot's global state."""
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=DPI, facecolor="white")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=DPI, facecolor="white")
 
 
 # -------------------------------------------------------------------------------------------- layout

@@ -30,6 +30,7 @@ from vsr_lightning.figures.drawing import (
     source,
 )
 from vsr_lightning.figures.reading import Row, mean_and_error, read_clips, read_ok_rows
+from vsr_lightning.files import write_text
 
 ORDERS = {"sequential": ("tab:blue", "o"), "random": ("tab:red", "s")}  # colours as in the paper
 BASELINES = {"psnr_first_bicubic": "bicubic", "psnr_first_vae": "VAE reconstruction"}
@@ -59,7 +60,7 @@ def write_paired(paired: dict[int, tuple[float, float, int]], path: Path) -> Non
     """Save random minus sequential order, PSNR of the first frame in dB, by number of observed frames."""
     lines = ["num_frames,psnr_first_difference,psnr_first_difference_se,videos"]
     lines += [f"{number},{mean},{error},{videos}" for number, (mean, error, videos) in sorted(paired.items())]
-    path.write_text("\n".join(lines) + "\n")
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def fig2(run_dir: Path, path: Path) -> None:

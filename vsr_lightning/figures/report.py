@@ -26,6 +26,7 @@ from PIL import Image
 from vsr_lightning.config import UserError
 from vsr_lightning.figures.drawing import frame_psnr, plural
 from vsr_lightning.figures.reading import Row, read_clips, read_table
+from vsr_lightning.files import write_text
 
 T = TypeVar("T")
 
@@ -83,9 +84,7 @@ def make_report(run_dirs: Sequence[Path], target: Path) -> Path:
     page = _render(runs, _comparison(runs))
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(target.name + ".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(target)
+    write_text(target, page)
     return target
 
 

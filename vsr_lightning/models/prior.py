@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vsr_lightning import files
 from vsr_lightning.config import UserError, build
 from vsr_lightning.models.schedule import LinearSchedule
 from vsr_lightning.models.vae import VAE
@@ -75,15 +76,16 @@ def save_prior(folder: Path, card: dict[str, Any], vae: VAE, dit: VideoDiT | Non
     networks = {"vae.safetensors": vae, "dit.safetensors": dit}
     for name, network in networks.items():
         if network is not None:
-            _save_bf16(network, folder / f"{name}.tmp")
-    (folder / "card.yaml.tmp").write_text(yaml.safe_dump(content, sort_keys=False))
+            with files.naming(folder / name):
+                _save_bf16(network, folder / f"{name}.tmp")
     (folder / "card.yaml").unlink(missing_ok=True)
+    files.sync(folder)
     for name, network in networks.items():
         if network is not None:
-            (folder / f"{name}.tmp").replace(folder / name)
+            files.put_in_place(folder / f"{name}.tmp", folder / name)
         else:
             (folder / name).unlink(missing_ok=True)
-    (folder / "card.yaml.tmp").replace(folder / "card.yaml")
+    files.write_text(folder / "card.yaml", yaml.safe_dump(content, sort_keys=False))
 
 
 def load_prior(folder: str | Path) -> Prior:

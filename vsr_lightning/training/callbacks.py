@@ -1,8 +1,8 @@
 """What training does beside the loss: weight average, checkpoint to resume from, pictures, throughput, progress."""
 
-import os
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from einops import rearrange
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar, WeightAveraging
 from torch import Tensor
 
+from vsr_lightning import files, runs
 from vsr_lightning.data.clips import to_uint8
 
 
@@ -77,10 +78,33 @@ class LastCheckpoint(Callback):
         return trainer.strategy.broadcast(time.monotonic() > self._deadline)
 
     def _save(self, trainer: L.Trainer) -> None:
-        temporary = self.path.with_suffix(".tmp")
-        trainer.save_checkpoint(temporary)
-        if trainer.is_global_zero:
-            os.replace(temporary, self.path)
+        writing = files.replacing(self.path) if trainer.is_global_zero else nullcontext(self.path)
+        with writing as path:
+            trainer.save_checkpoint(path)  # every rank takes part, the first one writes
+
+
+class GaplessLog(Callback):
+    """Lets the loss curve of a killed and resumed training have no gap.
+
+    The last step before a checkpoint is logged after it, so the checkpoint keeps its metrics, and the resumed run logs
+    them (perhaps again). Those of earlier steps are on disk before the checkpoint is.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[str, float] = {}
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        logged = trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        losses = trainer.callback_metrics if logged else {}
+        checkpoint["last_log"] = {name: float(value) for name, value in losses.items() if name.startswith("train/")}
+        runs.wait_for_log(trainer.logger)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._last = checkpoint.get("last_log", {})
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._last and trainer.logger is not None:
+            trainer.logger.log_metrics(self._last, step=trainer.global_step - 1)
 
 
 class Throughput(Callback):

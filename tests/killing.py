@@ -1,0 +1,133 @@
+"""Commands in real processes, which can be killed. Forked from one that has imported everything, they start fast."""
+
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from vsr_lightning.evaluation import results, videos
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["vsr_lightning.__main__", "vsr_lightning.evaluation.run", "vsr_lightning.training.run"])
+PATIENCE = 120  # seconds until a process counts as stuck
+
+
+def start(arguments: list[str], log: Path, environment: Mapping[str, str] = os.environ):
+    """Run a command of the project in a process of its own; what it prints goes to the end of the file `log`."""
+    process = FORKS.Process(target=_run, args=(arguments, log, dict(environment)), daemon=True)
+    process.start()
+    return process
+
+
+def _run(arguments: list[str], log: Path, environment: dict[str, str]) -> None:
+    import torch
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+    from vsr_lightning.__main__ import main
+
+    with log.open("ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout.reconfigure(line_buffering=True)
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    rank_zero_only.rank = int(environment.get("RANK", 0))  # as it would be if Lightning were imported only now
+    sys.argv = ["vsr", *arguments]
+    os._exit(main(arguments))  # the exit of a fork must not run what its parent registered
+
+
+def start_ranks(arguments: list[str], log: Path, world_size: int = 2) -> list:
+    """The processes that `torchrun --nproc-per-node=world_size` would start; ending those left over is the caller's."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    common |= {"TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": 0, "TORCHELASTIC_USE_AGENT_STORE": False}
+    ranks = [{**common, "RANK": rank, "LOCAL_RANK": rank} for rank in range(world_size)]
+    return [start(arguments, log, os.environ | {k: str(v) for k, v in rank.items()}) for rank in ranks]
+
+
+def finish(process) -> int:
+    """Wait for the end of a process; its exit code."""
+    process.join(PATIENCE)
+    assert process.exitcode is not None, "the process is stuck"
+    return process.exitcode
+
+
+def kill(process) -> bool:
+    """Kill a process as `kill -9` does. Whether it was still there."""
+    process.kill()
+    return finish(process) == -signal.SIGKILL
+
+
+def wait_until(condition: Callable[[], bool], process) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition() and process.exitcode is None:
+        assert time.monotonic() < deadline, "the process is stuck"
+        time.sleep(0.002)
+
+
+class Killer:
+    """Runs a sweep again and again, killing it at random moments after its first row, and checks what becomes of it.
+
+    Args:
+        arguments: of the command, less `name=`.
+        runs_dir: where its run folders go.
+        seed: of the moments.
+    """
+
+    def __init__(self, arguments: list[str], runs_dir: Path, seed: int = 0) -> None:
+        self.arguments, self.runs_dir, self.moments = arguments, runs_dir, random.Random(seed)
+        self.log = runs_dir / "log.txt"
+        self.kills = self.sweeps = 0
+        warm_up = FORKS.Process(target=int)  # the imports are no part of a sweep's seconds
+        warm_up.start()
+        finish(warm_up)
+        started = time.monotonic()
+        assert finish(start([*arguments, "name=undisturbed"], self.log)) == 0, self.log.read_text()
+        self.seconds = time.monotonic() - started
+
+    def kill_until_done(self, kills: int) -> None:
+        """One sweep, finished in spite of at most so many kills; then it must be as if nothing had been."""
+        name = f"killed-{self.sweeps}"
+        rows = self.runs_dir / name / "rows" / "rank-0.jsonl"
+        exit_code = None
+        while exit_code != 0:
+            process = start([*self.arguments, f"name={name}"], self.log)
+            if kills > 0:
+                wait_until(lambda: rows.exists() and b"\n" in rows.read_bytes(), process)
+                process.join(self.moments.uniform(0, self.seconds))
+                if kill(process):
+                    kills -= 1
+                    self.kills += 1
+                    continue
+            exit_code = finish(process)
+            assert exit_code == 0, self.log.read_text()
+        self.sweeps += 1
+        assert_same_results(self.runs_dir / name, self.runs_dir / "undisturbed")
+
+
+def assert_same_results(found: Path, expected: Path) -> None:
+    """Every file of results is equal but for the seconds, no row is there twice, and no half-written file is left."""
+    for name in ("results.csv", "summary.csv", "means.csv"):
+        assert _without_seconds(found / name) == _without_seconds(expected / name), name
+    measured = [row for path in found.glob("rows/*.jsonl") for row in results._read_lines(path)]
+    items = {results.item_key(row) for row in results.read_table(expected / "results.csv")}
+    assert len(measured) == len(items)
+    assert {results.item_key(row) for row in measured} == items
+    for clip, other in zip(videos.read_clips(found), videos.read_clips(expected), strict=True):
+        assert all((clip[name] == other[name]).all() for name in videos.CLIP_ARRAYS)
+    assert not list(found.rglob("*.tmp"))
+
+
+def _without_seconds(path: Path) -> list[dict]:
+    return [
+        {column: value for column, value in row.items() if not column.startswith("seconds")}
+        for row in results.read_table(path)
+    ]

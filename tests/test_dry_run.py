@@ -1,0 +1,98 @@
+"""A dry run tells what is missing and what it takes, and writes nothing; a limited sweep looks at every condition."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vsr_lightning.__main__ import main
+from vsr_lightning.config import load_config
+from vsr_lightning.evaluation import results, videos
+from vsr_lightning.evaluation.dry_run import dry_run
+from vsr_lightning.evaluation.run import sweep
+
+SWEEP = Path(__file__).parents[1] / "experiments" / "moving_mnist" / "sweep_frames.yaml"
+TINY = [
+    *("data.digits=embedded", "data.test_videos=2", "sampler.steps=2", "sampler.zeta=0.5", "full=true", "figures=[]"),
+    *("grid.videos=2", "grid.noises=2", "grid.num_frames=[1,3]", "grid.order=[random]"),
+    *("trainer.accelerator=cpu", "trainer.progress=false", "trainer.batch_size=3"),
+]
+
+
+@pytest.fixture
+def overrides(tiny_prior, tmp_path):
+    return [*TINY, f"prior={tiny_prior}", f"runs_dir={tmp_path / 'runs'}"]
+
+
+def snapshot(folder):
+    return {path: path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
+
+
+def test_nothing_is_written_and_nothing_pretended(overrides, tmp_path, capsys):
+    before = snapshot(tmp_path)
+    assert main(["sweep", str(SWEEP), *overrides, "--dry-run"]) == 0
+    assert snapshot(tmp_path) == before
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].endswith("frame_count: 8 restorations, 0 done, 8 missing")
+    assert [line.split() for line in told[1:4]] == [["num_frames", "done", "missing"], ["1", "0", "4"], ["3", "0", "4"]]
+    assert told[5] == "batches of at most 3, by device: 3"
+    assert told[6].startswith("time: unknown, nothing was measured yet with tiny_prior@")
+    # 8 videos of 40,960 bytes, twice two clips of three and a bit.
+    assert told[7] == "disk: at most 1 MB"
+
+
+def test_by_device(overrides):
+    told = dry_run(load_config(SWEEP, [*overrides, "trainer.devices=4"]))
+    assert "by device: 1, 1, 1, 0" in told
+
+
+def test_time_from_rows_of_this_prior_on_this_hardware(overrides, tmp_path):
+    folder = sweep(load_config(SWEEP, [*overrides, "grid.num_frames=[1]", "name=earlier"]))
+    path = folder / "rows" / "rank-0.jsonl"
+    rows = [{**json.loads(line), "seconds": 30.0} for line in path.read_text().splitlines()]
+    rows[0] |= {"prior": "another", "seconds": 1e6}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # 15 s a step: 8 items of 2 steps on one device, 6 and 2 of them on two.
+    assert "time: about 4.0 minutes, by 3 restorations" in dry_run(load_config(SWEEP, overrides))
+    assert "time: about 2.5 minutes" in dry_run(load_config(SWEEP, [*overrides, "trainer.devices=2"]))
+    assert "time: about 60 seconds" in dry_run(load_config(SWEEP, overrides), limit=2)
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps({**meta, "hardware": "another"}))
+    assert "time: unknown" in dry_run(load_config(SWEEP, overrides))
+
+
+def test_a_first_look_and_then_the_rest(overrides, capsys):
+    command = ["sweep", str(SWEEP), *overrides]
+    assert main([*command, "--limit", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "2 of 8 restorations; the same command goes on" in out
+    folder = Path(overrides[-1].removeprefix("runs_dir=")) / "frame_count"
+    assert [(row["n"], row["num_frames"]) for row in results.read_table(folder / "summary.csv")] == [(1, 1), (1, 3)]
+    assert [clip["num_frames"] for clip in videos.read_clips(folder)] == [1, 3]
+    first = {results.item_key(row): row for row in results.read_rows(folder)}
+    assert {(row["video"], row["noise"]) for row in first.values()} == {(0, 0)}
+
+    assert main([*command, "--dry-run", "--limit", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "8 restorations, 2 done, 6 missing" in out
+    assert "now: 3 restorations (--limit 3)" in out
+    assert main(command) == 0
+    rows = {results.item_key(row): row for row in results.read_rows(folder)}
+    assert len(rows) == 8
+    assert first.items() <= rows.items()
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "named"),
+    [
+        ("sweep", ["--limit", "0"], "argument --limit"),
+        ("train", ["--limit", "1"], "--limit is for sweep and evaluate, not for train"),
+        ("figures", ["--dry-run"], "--dry-run is for sweep and evaluate, not for figures"),
+    ],
+)
+def test_options_out_of_place(command, option, named, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, str(SWEEP), *option])
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert named in line

@@ -1,0 +1,159 @@
+"""Processes killed at any moment, a rank that dies, a full disk: the same command finishes what is missing."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from killing import Killer, assert_same_results, finish, kill, start, start_ranks, wait_until
+
+from vsr_lightning.__main__ import main
+from vsr_lightning.evaluation import results
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments" / "moving_mnist"
+COMMON = ["data.digits=embedded", "trainer.accelerator=cpu", "trainer.progress=false"]
+SWEEP = [
+    *("data.test_videos=2", "sampler.steps=2", "sampler.zeta=0.5", "trainer.batch_size=1", "full=true", "figures=[]"),
+    *("grid.videos=2", "grid.noises=2", "grid.num_frames=[1,3]", "grid.order=[random]"),
+]
+ITEMS = 8
+VAE = [
+    *("data.num_frames=2", "data.batch_size=2", "data.num_workers=0", "data.val_videos=2", "data.embedded_share=0"),
+    *("vae.latent_channels=4", "vae.widths=[8,8,8]", "vae.encoder_blocks=[1,1,1]", "vae.decoder_blocks=[1,1,1]"),
+    *("training.max_steps=24", "training.val_every=24", "training.save_every=4", "training.log_every=1"),
+    *("training.warmup_steps=2", "training.decay_steps=2"),
+]
+
+
+@pytest.fixture
+def sweep_arguments(tiny_prior, tmp_path):
+    (tmp_path / "runs").mkdir()
+    return [
+        *("sweep", str(EXPERIMENTS / "sweep_frames.yaml"), *COMMON, *SWEEP),
+        *(f"prior={tiny_prior}", f"runs_dir={tmp_path / 'runs'}"),
+    ]
+
+
+def test_a_sweep_killed_five_times(sweep_arguments, tmp_path):
+    killer = Killer(sweep_arguments, tmp_path / "runs")
+    while killer.kills < 5:
+        killer.kill_until_done(kills=5 - killer.kills)
+
+
+@pytest.mark.soak
+def test_sweeps_killed_two_hundred_times(sweep_arguments, tmp_path, capsys):
+    killer = Killer(sweep_arguments, tmp_path / "runs", seed=1)
+    while killer.kills < 200:
+        killer.kill_until_done(kills=min(10, 200 - killer.kills))
+        with capsys.disabled():
+            print(f"{killer.kills} of 200 kills, {killer.sweeps} sweeps as if nothing had been", flush=True)
+
+
+def count_rows(folder):
+    return len(results.read_rows(folder))
+
+
+def test_a_rank_that_dies(sweep_arguments, tmp_path):
+    """Two ranks again leave the rows of one undisturbed process, whichever died. (torchrun ends the other one.)"""
+    log = tmp_path / "log.txt"
+    arguments = [*sweep_arguments, "trainer.devices=2"]
+    folder = tmp_path / "runs" / "frame_count"
+    for dies, rows_before in ((1, 1), (0, 4)):
+        ranks = start_ranks(arguments, log)
+        wait_until(lambda rows_before=rows_before: count_rows(folder) >= rows_before, ranks[dies])
+        assert kill(ranks[dies]), log.read_text()
+        kill(ranks[1 - dies])
+    assert [finish(rank) for rank in start_ranks(arguments, log)] == [0, 0], log.read_text()
+    assert finish(start([*sweep_arguments, "name=undisturbed"], log)) == 0
+    assert_same_results(folder, folder.with_name("undisturbed"))
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(sweep_arguments, tmp_path, monkeypatch, capfd):
+    folder = tmp_path / "runs" / "frame_count"
+    fsync = os.fsync
+
+    def full(descriptor):
+        if count_rows(folder) >= 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert main(sweep_arguments) == 2
+    error = capfd.readouterr().err
+    assert error == (
+        f"error: {folder}/rows/rank-0.jsonl: No space left on device; make room, then type the same command again\n"
+    )
+    assert not list(folder.rglob("*.tmp"))
+    assert main(sweep_arguments) == 0
+    assert main([*sweep_arguments, "name=undisturbed"]) == 0
+    assert_same_results(folder, folder.with_name("undisturbed"))
+
+
+LIMITED = """
+import resource, sys
+from vsr_lightning.__main__ import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("bytes_a_file", [2000, 5000])
+def test_no_file_can_grow(sweep_arguments, tmp_path, bytes_a_file):
+    """As on a full disk, but by the kernel: rows (2,000 bytes), then HDF5, stop in the middle of a file."""
+    folder = tmp_path / "runs" / "frame_count"
+    command = [sys.executable, "-c", LIMITED, str(bytes_a_file), *sweep_arguments]
+    done = subprocess.run(command, cwd=EXPERIMENTS.parents[1], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {folder}")
+    assert line.endswith(": File too large; make room, then type the same command again")
+    assert main(sweep_arguments) == 0
+    assert count_rows(folder) == ITEMS
+
+
+def steps_logged(folder):
+    """Step to training loss, of all offline W&B runs of a run folder."""
+    curve = {}
+    for path in sorted(folder.glob("wandb/offline-run-*")):
+        inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
+        lines = subprocess.run(inspect, capture_output=True, text=True).stdout.splitlines()
+        for record in map(json.loads, lines):
+            item = record.get("history", {}).get("item", {})
+            if "train/mse" in item:
+                curve.setdefault(item["trainer/global_step"], set()).add(item["train/mse"])
+    return curve
+
+
+def test_a_killed_training_ends_in_the_same_weights_and_its_curve_has_no_gap(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name in ("DATA_DIR", "CACHE_DIR", "CONFIG_DIR"):
+        monkeypatch.setenv(f"WANDB_{name}", str(tmp_path / name.lower()))
+    arguments = ["train", str(EXPERIMENTS / "vae.yaml"), *COMMON, *VAE, f"runs_dir={tmp_path}"]
+    log, folder = tmp_path / "log.txt", tmp_path / "moving_mnist_vae"
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    for step in (4, 8, 16):
+        process = start(arguments, log)
+        wait_until(lambda step=step: checkpoint.exists() and step_of(checkpoint) >= step, process)
+        assert kill(process), log.read_text()
+    assert finish(start(arguments, log)) == 0, log.read_text()
+    assert finish(start([*arguments, "name=straight"], log)) == 0
+
+    found, expected = (
+        torch.load(path, weights_only=True)["state_dict"]
+        for path in (checkpoint, tmp_path / "straight" / "checkpoints" / "last.ckpt")
+    )
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    assert not list(folder.rglob("*.tmp"))
+    curve = steps_logged(folder)
+    assert curve == steps_logged(tmp_path / "straight")
+    assert sorted(curve) == list(range(24))
+
+
+def step_of(checkpoint):
+    return torch.load(checkpoint, weights_only=True)["global_step"]

@@ -1,0 +1,106 @@
+"""What a sweep has to do: its experiment checked, its prior, operator, sampler and clips loaded, its items listed."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vsr_lightning import runs
+from vsr_lightning.config import Experiment, UserError, build
+from vsr_lightning.data.clips import ClipDataModule
+from vsr_lightning.degradation.downsample import Downsample
+from vsr_lightning.evaluation import results
+from vsr_lightning.evaluation.grid import Item, degradations, grid_items, row_maker, widths
+from vsr_lightning.inference.lit_vsr import check_frames
+from vsr_lightning.models.prior import Prior, fingerprint, load_prior
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A sweep, before and while it is run. `fixed` holds the result columns that all of its items share."""
+
+    experiment: Experiment
+    prior: Prior
+    degradation: Downsample
+    sampler: Callable[..., Tensor]
+    clips: Dataset[Tensor]  # uint8 (F, H, W, C) by video number
+    items: list[Item]  # of the whole grid
+    fixed: Row
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """What the results depend on beside the configuration."""
+        return {key: self.fixed[key] for key in ("prior", "dataset")}
+
+    @property
+    def to_row(self) -> Callable[[Item], Row]:
+        """An item's row, without what is measured."""
+        return row_maker(self.fixed)
+
+    def missing(self, folder: Path) -> list[Item]:
+        """The items that a run folder, which need not exist, lacks or has as failed, in the order of the grid."""
+        done = {results.item_key(row) for row in results.read_rows(folder) if row["status"] == "ok"}
+        return [item for item in self.items if results.item_key(self.to_row(item)) not in done]
+
+
+def prepare(experiment: Experiment) -> Job:
+    """Check and load all that a sweep needs; nothing is written. Raises UserError."""
+    runs.check_devices(experiment)
+    prior = load_prior(experiment.prior)
+    check_frames(prior, experiment.grid.num_frames)
+    degradation = build(experiment.degradation, "degradation", Downsample)
+    datamodule = build({"seed": experiment.seed, "batch_size": 1, **experiment.data}, "data", ClipDataModule)
+    clips = _clips(datamodule, experiment, prior)
+    items = grid_items(experiment.grid, experiment.sampler, degradation)
+    sampler = _sampler(experiment)
+    for steps in {item.steps for item in items}:
+        prior.schedule.respaced(steps, **_time_grid(sampler))
+    for variant in degradations(experiment.grid, degradation):
+        variant.operator(widths(experiment.grid, variant), *prior.video_shape[-2:])
+    fixed = _fixed_columns(experiment, datamodule, prior)
+    return Job(experiment, prior, degradation, sampler, clips, items, fixed)
+
+
+def _sampler(experiment: Experiment) -> Callable[..., Tensor]:
+    """The sampler, its own parameters bound; `steps` and `zeta` come with each item."""
+    section = {key: value for key, value in experiment.sampler.items() if key not in ("steps", "zeta")}
+    if given := {"prior", "observation", "noise", "on_step"} & section.keys():
+        raise UserError(f"sampler.{min(given)}: is given by the sweep; leave it out")
+    return build(section, "sampler")
+
+
+def _time_grid(sampler: Callable[..., Tensor]) -> dict[str, Any]:
+    """How the sampler respaces the schedule, from its parameters or their defaults."""
+    parameters = inspect.signature(sampler).parameters
+    return {name: parameters[name].default for name in ("spacing", "start") if name in parameters}
+
+
+def _clips(datamodule: ClipDataModule, experiment: Experiment, prior: Prior) -> Dataset[Tensor]:
+    clips = datamodule.val_clips() if experiment.grid.split == "val" else datamodule.test_clips()
+    available = len(clips)  # type: ignore[arg-type]
+    if experiment.grid.videos > available:
+        raise UserError(
+            f"grid.videos: {experiment.grid.videos} asked for, the {experiment.grid.split} split has {available}"
+        )
+    frames, height, width, channels = clips[0].shape
+    if (frames, channels, height, width) != prior.video_shape:
+        raise UserError(
+            f"prior: {experiment.prior} makes videos {prior.video_shape} (F, C, H, W), "
+            f"the data has {(frames, channels, height, width)}"
+        )
+    return clips
+
+
+def _fixed_columns(experiment: Experiment, datamodule: ClipDataModule, prior: Prior) -> Row:
+    return {
+        "sampler": experiment.sampler["target"].rpartition(".")[2].removesuffix("_sample"),
+        "seed": experiment.seed,
+        "prior": f"{prior.card.get('name', 'prior')}@{fingerprint(experiment.prior)}",
+        "dataset": datamodule.clips_name(experiment.grid.split),
+    }

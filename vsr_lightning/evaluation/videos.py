@@ -1,0 +1,178 @@
+"""Restored videos of a sweep on disk: all of them for the means, and some clips to look at.
+
+Each process writes `rows/restored/*.npz` and `rows/clips-rank-<r>.h5` while it works; `clips.h5` is made from the
+latter. Every file is whole or absent.
+
+Shapes: B batch, F frames, H W pixels (h w low resolution), C channels.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from PIL import Image
+
+from vsr_lightning import files
+from vsr_lightning.evaluation.results import CONDITION, Row, condition_key, item_key, normalise, sortable
+
+CLIP_ARRAYS = ("observed", "restored", "truth", "bicubic")
+CLIP = (*CONDITION, "video")  # what identifies a kept clip
+
+
+def save_restored(run_dir: Path, rows: Sequence[Mapping[str, Any]], restored: np.ndarray) -> None:
+    """Keep a batch of restorations, uint8 (B, F, H, W, C), for the means over noise instances.
+
+    Saved before the batch's rows are, so that an item with a row has its restoration.
+    """
+    folder = Path(run_dir) / "rows" / "restored"
+    folder.mkdir(parents=True, exist_ok=True)
+    keys = json.dumps([item_key(row) for row in rows])
+    name = hashlib.sha256(keys.encode()).hexdigest()[:16]
+    with files.replacing(folder / f"{name}.npz") as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, keys=np.array(keys), restored=restored)
+
+
+def load_restored(run_dir: Path) -> dict[tuple, np.ndarray]:
+    """All kept restorations, uint8 (F, H, W, C), by item key."""
+    videos: dict[tuple, np.ndarray] = {}
+    for path in sorted(Path(run_dir).glob("rows/restored/*.npz")):
+        with np.load(path) as batch:
+            keys = [tuple(key) for key in json.loads(str(batch["keys"]))]
+            videos |= dict(zip(keys, batch["restored"], strict=True))
+    return videos
+
+
+class ClipWriter:
+    """Keeps clips to look at in `rows/clips-rank-<rank>.h5`, one group per condition and video.
+
+    The caller passes noise 0 of the first video or videos of each condition.
+    """
+
+    def __init__(self, run_dir: Path, rank: int = 0):
+        self.path = Path(run_dir) / "rows" / f"clips-rank-{rank}.h5"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def append(
+        self,
+        row: Mapping[str, Any],
+        observed: np.ndarray,
+        restored: np.ndarray,
+        truth: np.ndarray,
+        frames: Sequence[int],
+        bicubic: np.ndarray | None = None,
+    ) -> None:
+        """Keep the clips of one item, instead of earlier ones of the same condition and video.
+
+        Args:
+            row: the item's row, or just its condition and video.
+            observed: uint8 (F, h, w, C).
+            restored, truth: uint8 (F, H, W, C).
+            frames: indices, from 0, of the frames that were observed.
+            bicubic: the baseline at the operator's own phase, uint8 (F, H, W, C), if it is to be kept.
+
+        Raises:
+            ValueError: if a clip is not uint8 of four dimensions.
+        """
+        clips = {"observed": observed, "restored": restored, "truth": truth}
+        if bicubic is not None:
+            clips["bicubic"] = bicubic
+        for name, clip in clips.items():
+            if clip.dtype != np.uint8 or clip.ndim != 4:
+                raise ValueError(f"{name} must be uint8 (F, H, W, C), got {clip.dtype} {clip.shape}")
+
+        key = {column: normalise(row.get(column)) for column in CLIP}
+        # HDF5 is not readable when its writer is killed, so the file that others see is always a closed one.
+        kept = self.path.read_bytes() if self.path.exists() else b""
+        with _h5_file(self.path, kept) as file:
+            _replace_group(file, key, {**clips, "frames": np.asarray(list(frames), dtype=np.int64)})
+
+
+@contextlib.contextmanager
+def _h5_file(path: Path, content: bytes = b"") -> Iterator[h5py.File]:
+    """An HDF5 file with that content to change, which takes the place of `path` at the end.
+
+    In memory until then: HDF5 crashes the process when the disk is full.
+    """
+    buffer = io.BytesIO(content)
+    with h5py.File(buffer, "a") as file:
+        yield file
+    with files.replacing(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def _replace_group(file: h5py.File, key: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    name = _group_name(key)
+    if name in file:
+        del file[name]
+    group = file.create_group(name)
+    group.attrs.update(key)
+    for array, values in arrays.items():
+        group.create_dataset(array, data=values, compression="gzip")
+
+
+def _group_name(key: Mapping[str, Any]) -> str:
+    """A readable name; HDF5 would read the slashes of a path as nested groups."""
+    parts = (f"{column}={value}" for column, value in key.items())
+    return " ".join(parts).replace("/", "|")
+
+
+def merge_clips(run_dir: Path) -> None:
+    """Gather the clips of all ranks in `clips.h5`, keeping those that only an earlier `clips.h5` has."""
+    run_dir = Path(run_dir)
+    path = run_dir / "clips.h5"
+    sources = [*sorted(run_dir.glob("rows/clips-rank-*.h5")), *([path] if path.exists() else [])]
+    if not sources:
+        return
+    with _h5_file(path) as merged:
+        for source in sources:
+            with h5py.File(source, "r") as file:
+                for name in file:
+                    if name not in merged:
+                        file.copy(name, merged)
+
+
+def read_clips(run_dir: Path) -> list[Row]:
+    """Clips in `clips.h5`, sorted by condition and video.
+
+    Each is the condition's columns and `video`, `observed` uint8 (F, h, w, C), `restored`, `truth` and, where it was
+    kept, `bicubic` uint8 (F, H, W, C), and `frames`, the observed indices from 0.
+    """
+    with h5py.File(Path(run_dir) / "clips.h5", "r") as file:
+        clips = [_read_clip(group) for group in file.values()]
+    return sorted(clips, key=lambda clip: sortable((*condition_key(clip), clip["video"])))
+
+
+def _read_clip(group: h5py.Group) -> Row:
+    clip: Row = {"video": 0} | {column: normalise(value) for column, value in group.attrs.items()}
+    clip |= {name: group[name][()] for name in CLIP_ARRAYS if name in group}
+    return clip | {"frames": group["frames"][()].tolist()}
+
+
+def write_gif(clip: Mapping[str, Any], path: Path, min_height: int = 192, milliseconds: int = 250) -> None:
+    """Write observed | restored | truth side by side, enlarged to at least `min_height` pixels.
+
+    Frames that were not observed are black on the left.
+    """
+    truth = clip["truth"]
+    seen = np.isin(np.arange(len(truth)), clip["frames"])
+    observed = clip["observed"] * seen[:, None, None, None].astype(np.uint8)
+    height = truth.shape[1] * math.ceil(min_height / truth.shape[1])
+    panels = [_enlarge(frames, height) for frames in (observed, clip["restored"], truth)]
+    gap = np.full((len(truth), height, 4, 3), 255, np.uint8)
+    strip = np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=2)
+    first, *others = [Image.fromarray(frame) for frame in strip]
+    first.save(path, save_all=True, append_images=others, duration=milliseconds, loop=0)
+
+
+def _enlarge(frames: np.ndarray, height: int) -> np.ndarray:
+    """Repeat pixels up to `height` rows; one channel becomes three: (F, h, w, C) to (F, height, width, 3)."""
+    factor = height // frames.shape[1]
+    enlarged = frames.repeat(factor, axis=1).repeat(factor, axis=2)
+    return np.broadcast_to(enlarged, (*enlarged.shape[:3], 3))
