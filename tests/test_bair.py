@@ -488,3 +488,27 @@ def test_download_is_converted_and_kept_for_another_time(tar, monkeypatch, capsy
     remove(STORES)
     fetch(camera="image_main")  # the server is gone
     assert files() == sorted([*STORES, f"data/{bair.ARCHIVE}"])
+
+
+@pytest.mark.parametrize("filler", [b"\0", b"\xff"])
+def test_a_damaged_header_inside_a_tar_is_found(tar, filler):
+    """tarfile takes it for the end, and the rest would be lost without a word."""
+    with tarfile.open(tar) as archive:
+        header = archive.getmembers()[-1].offset
+    content = bytearray(tar.read_bytes())
+    content[header : header + 512] = 512 * filler
+    tar.write_bytes(content)
+    with pytest.raises(UserError, match=r"damaged after byte .*get it again"):
+        fetch(tar)
+    assert not [name for name in files() if name.endswith(".h5")]
+
+
+def test_stores_of_another_source_or_split_are_not_taken_for_this_one(tar, tmp_path):
+    fetch(tar)
+    fetch()  # nothing named: what is there will do
+    other = tmp_path / "other.tar"
+    other.write_bytes(tar.read_bytes())
+    with pytest.raises(UserError, match=r"made from .*other.tar.*delete"):
+        fetch(other)
+    with pytest.raises(UserError, match=r"validation every .*delete"):
+        fetch(tar, val_every=7)

@@ -1,8 +1,11 @@
 """Simulated pushing. Tests marked `sim` need MuJoCo and an OpenGL library: `make test-sim`."""
 
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -254,10 +257,53 @@ def test_too_little_disk_is_told_before_anything_is_simulated(tmp_path, monkeypa
 
 
 @sim
-def test_missing_opengl_is_one_line(tmp_path):
+def test_an_unknown_backend_is_one_line(tmp_path):
     command = [sys.executable, "-m", "vsr_lightning", "data", "experiments/push_sim/data.yaml", f"data.dir={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True, env={"PATH": "", "MUJOCO_GL": "none-such"})
     assert done.returncode == 2
-    assert "libosmesa6" in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert done.stderr == "error: MUJOCO_GL=none-such: is none of egl, osmesa, glfw\n"
     assert not list(tmp_path.iterdir())
+
+
+@sim
+def test_missing_opengl_names_the_packages(tmp_path, monkeypatch):
+    import mujoco
+
+    def fail(*args):
+        raise AttributeError("'NoneType' object has no attribute 'glGetError'")  # PyOpenGL without a library
+
+    monkeypatch.setattr(mujoco, "Renderer", fail)
+    with pytest.raises(UserError, match=r"glGetError.*apt-get install libosmesa6"):
+        tiny_module(tmp_path).fetch()
+    assert not list(tmp_path.iterdir())
+
+
+@sim
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    command = [sys.executable, "-m", "vsr_lightning", "data", "experiments/push_sim/data.yaml", f"data.dir={tmp_path}"]
+    parent = subprocess.Popen([*command, "data.processes=1"], stderr=subprocess.DEVNULL)
+    while not (workers := children(parent.pid)):
+        time.sleep(0.1)
+    time.sleep(2)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < deadline, "workers outlive their parent"
+        time.sleep(0.1)
+    assert not list(tmp_path.glob("*.h5"))
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
+
+
+@sim
+def test_a_dead_worker_is_one_line(monkeypatch):
+    monkeypatch.setattr(push_sim, "_start_worker", end_at_once)
+    with pytest.raises(UserError, match=r"data.processes"):
+        list(simulate_split("val", 0, 2, 2, 1))
+
+
+def end_at_once() -> None:
+    os._exit(1)

@@ -20,7 +20,7 @@ TRAIN = [
 VAE = ["vae.latent_channels=4", "vae.widths=[8,8,8]", "vae.encoder_blocks=[1,1,1]", "vae.decoder_blocks=[1,1,1]"]
 DIT = [
     *("dit.latent_channels=4", "dit.num_frames=3", "dit.width=32", "dit.depth=1", "dit.heads=2"),
-    *("training.check_videos=1", "training.check_steps=2"),
+    "training.check_steps=2",
 ]
 GRID = [
     *("sampler.steps=2", "sampler.zeta=0.5", "grid.videos=2", "grid.noises=2", "grid.num_frames=[3]"),
@@ -55,3 +55,13 @@ def test_from_simulation_to_table(tmp_path, monkeypatch, capsys):
     for figure in ("fig6.png", "fig7.png"):
         assert (folder / figure).read_bytes()[:4] == b"\x89PNG"
     assert "16 of 16 restorations" in capsys.readouterr().out
+
+    # Other clips under the same name: nothing of the run goes on with them.
+    for store in stores:
+        (tmp_path / "data" / store).unlink()
+    assert command("data", "data.yaml", "data.simulation_seed=1") == 0
+    capsys.readouterr()
+    assert command("train", "vae.yaml", *TRAIN, *VAE, "data.simulation_seed=1") == 2
+    assert "simulation_seed" in capsys.readouterr().err
+    assert command("train", "vae.yaml", *TRAIN, *VAE) == 2  # the settings of the first, the clips of the second
+    assert "is simulated, seed 1" in capsys.readouterr().err

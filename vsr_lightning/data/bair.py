@@ -19,6 +19,7 @@ import numpy as np
 
 from vsr_lightning.config import UserError
 from vsr_lightning.data.clips import (
+    ClipStore,
     StoreWriter,
     check_space,
     download,
@@ -39,6 +40,7 @@ STATE_SIZES = {"action": 4, "endeffector_pos": 3}  # numbers a frame, beside the
 EXPECTED = {"train": 43_264, "test": 256}  # trajectories in the whole archive, by folder
 STORED_SHARE = 0.5  # of the archive's bytes that the stores take: one camera of two (369,480 of 741,610 a trajectory)
 SPLITS = ("train", "val", "test")
+VAL_EVERY = ", validation every "  # stands between the source and `val_every` in a store's attribute `source`
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -76,6 +78,7 @@ def _read_tar(path: Path) -> Iterator[Record]:
                     stream = tar.extractfile(member)
                     assert stream is not None  # for a regular file
                     yield from _read_file(stream, place.parent.name, f"{path}: {place}")
+            _check_rest(path, tar.offset)
     except tarfile.TarError as error:
         raise UserError(f"{path}: not a tar, or truncated ({error}); get it again") from error
 
@@ -91,6 +94,17 @@ def _check_end(path: Path) -> None:
         file.seek(max(0, path.stat().st_size - 2 * tarfile.BLOCKSIZE))
         if file.read() != bytes(2 * tarfile.BLOCKSIZE):
             raise UserError(f"{path}: not a tar, or truncated (its end is missing); get it again")
+
+
+def _check_rest(path: Path, offset: int) -> None:
+    """Refuse a tar with anything but zeros after its last member: tarfile takes a damaged header for the end."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        while block := file.read(1 << 20):
+            if block.strip(b"\0"):
+                raise UserError(
+                    f"{path}: damaged after byte {offset:,} (a member's header is unreadable); get it again"
+                )
 
 
 def _record_files(folder: Path) -> list[Path]:
@@ -168,7 +182,12 @@ def convert(source: Path, folder: Path, camera: str, val_every: int) -> dict[str
     with contextlib.ExitStack() as stack:
         writers = {
             split: stack.enter_context(
-                StoreWriter(folder / f"bair-{split}.h5", name=f"bair-{split}", source=source.name, camera=camera)
+                StoreWriter(
+                    folder / f"bair-{split}.h5",
+                    name=f"bair-{split}",
+                    source=f"{source.name}{VAL_EVERY}{val_every}",
+                    camera=camera,
+                )
             )
             for split in SPLITS
         }
@@ -178,6 +197,8 @@ def convert(source: Path, folder: Path, camera: str, val_every: int) -> dict[str
             bar.update(len(record.data) + OVERHEAD)
         if not any(writer.num_clips for writer in writers.values()):
             raise UserError(f"{source}: holds no {FOLDER}/{{train,test}}/*.tfrecords")
+        for split in SPLITS:  # stores of another source must not stand beside these; training goes first
+            (folder / f"bair-{split}.h5").unlink(missing_ok=True)
         for split in reversed(SPLITS):
             if writers[split].num_clips:
                 writers[split].commit()
@@ -202,8 +223,8 @@ class BAIR(TrajectoryDataModule):
 
     store_name = "bair"
     ways_out = (
-        f"make data-bair OVERRIDES=data.source=<{ARCHIVE}, or a folder with {FOLDER}>, "
-        "or the simulated stand-in: make data-sim, then SOURCE=sim"
+        f"make data-bair downloads it, OVERRIDES=data.source=<{ARCHIVE}, or a folder with {FOLDER}> takes what is "
+        "there; or simulate a stand-in: make data-sim, then SOURCE=sim"
     )
 
     def __init__(self, *, camera: str = CAMERAS[0], val_every: int = 42, **common: Any) -> None:
@@ -231,12 +252,27 @@ class BAIR(TrajectoryDataModule):
         self._report(counts, folder)
 
     def _verify(self) -> None:
+        counts = dict.fromkeys(SPLITS, 0)
         for split in SPLITS:
             if path := self.find_store(split):
-                self.open_store(path).verify()
+                store = self.open_store(path)
+                self._check_origin(store)
+                store.verify()
+                counts[split] = len(store)
                 print(f"{path} is there and verified")
             else:
                 print(f"{self.store_file(split)} is not there: its source had no trajectories for it")
+        _warn_of_missing(counts)
+
+    def _check_origin(self, store: ClipStore) -> None:
+        """Raise UserError where a store is not what this configuration would make."""
+        name, _, val_every = store.attributes["source"].partition(VAL_EVERY)
+        wanted = Path(self.source).name if self.source else name
+        if (name, val_every) != (wanted, str(self.val_every)):
+            raise UserError(
+                f"{store.path}: made from {store.attributes['source']}, not from {wanted}{VAL_EVERY}{self.val_every}; "
+                "delete the stores to have them made anew, or leave the keys as they were"
+            )
 
     def _find_source(self) -> Path | None:
         """What to convert, or None if it has to be downloaded."""
@@ -268,10 +304,15 @@ class BAIR(TrajectoryDataModule):
             else:
                 hint = f", since no file of train/ has {self.val_every} (data.val_every)" if split == "val" else ""
                 print(f"{path}: not written: no trajectories for it{hint}")
-        found = {"train": counts["train"] + counts["val"], "test": counts["test"]}
-        for key, expected in EXPECTED.items():
-            if found[key] != expected:
-                print(f"warning: {found[key]:,} trajectories in {key}/, not BAIR's {expected:,}", file=sys.stderr)
+        _warn_of_missing(counts)
+
+
+def _warn_of_missing(counts: Mapping[str, int]) -> None:
+    """A part of the data is usable, but that it is a part is said each time."""
+    found = {"train": counts["train"] + counts["val"], "test": counts["test"]}
+    for key, expected in EXPECTED.items():
+        if found[key] != expected:
+            print(f"warning: {found[key]:,} trajectories in {key}/, not BAIR's {expected:,}", file=sys.stderr)
 
 
 def _find_records(source: Path) -> Path:

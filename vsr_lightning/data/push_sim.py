@@ -5,9 +5,12 @@ F frames, H W pixels. Lengths in metres, times in seconds.
 
 import multiprocessing
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,7 @@ JITTER = 0.003  # standard deviation of the noise on its steps
 SEEK_SHARE = 0.7  # of the hand's plans that push an object; the others wander
 
 SPLITS = ("train", "val", "test")
+GL_BACKENDS = ("egl", "osmesa", "glfw")
 
 Arrays = dict[str, np.ndarray]
 
@@ -191,7 +195,10 @@ def _unit(vector: np.ndarray) -> np.ndarray:
 def _import_mujoco() -> Any:
     """MuJoCo, with its OpenGL backend chosen where $MUJOCO_GL leaves that open. Raises UserError."""
     if sys.platform == "linux":  # elsewhere MuJoCo's own choice can render without a window
-        os.environ.setdefault("MUJOCO_GL", "egl" if Path("/dev/nvidiactl").exists() else "osmesa")
+        backend = os.environ.get("MUJOCO_GL") or ("egl" if Path("/dev/nvidiactl").exists() else "osmesa")
+        if backend not in GL_BACKENDS:
+            raise UserError(f"MUJOCO_GL={backend}: is none of {', '.join(GL_BACKENDS)}")
+        os.environ["MUJOCO_GL"] = backend
     try:
         import mujoco
     except ModuleNotFoundError as error:
@@ -219,7 +226,17 @@ _simulator: PushSimulator | None = None  # of a worker process
 
 def _start_worker() -> None:
     global _simulator
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_die_with_parent, daemon=True).start()
     _simulator = PushSimulator()
+
+
+def _die_with_parent() -> None:
+    """A killed parent cannot end its workers, and they would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _simulate(key: tuple[int, ...], num_frames: int) -> Arrays:
@@ -238,6 +255,10 @@ def simulate_split(split: str, seed: int, count: int, num_frames: int, processes
     with ProcessPoolExecutor(processes, context, initializer=_start_worker) as pool:
         try:
             yield from pool.map(_simulate, keys, [num_frames] * count, chunksize=4)
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a process that simulates has died, of too little memory perhaps; fewer of them: data.processes=1"
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)  # when interrupted: do not simulate the rest first
 
@@ -279,38 +300,57 @@ class PushSim(TrajectoryDataModule):
                 raise UserError(f"data.{key}: must not be negative, not {value}")
         self.trajectory_frames = trajectory_frames
         self.simulation_seed = simulation_seed
-        self.processes = processes or os.cpu_count() or 1
+        if self.source:
+            raise UserError("data.source: simulated clips have none; leave it out")
+        self.processes = processes or _available_cores()
 
     def fetch(self) -> None:
         """Simulate the splits whose stores are not there."""
         simulator = PushSimulator()  # that it cannot run here is told now, and in one line
         simulator.close()
-        missing = sum(count for split, count in self.trajectories.items() if self.find_store(split) is None)
+        missing = sum(count for split, count in self.trajectories.items() if self._here(split) is None)
         for split in self.trajectories:
             remove_abandoned(write_dir(self.dir) / self.store_file(split))  # before free space is looked at
         check_space(write_dir(self.dir), missing * self.trajectory_frames * FRAME_SIZE**2 * 3)
-        for split, count in self.trajectories.items():
-            self._make_store(split, count, simulator)
+        for split in self.trajectories:
+            self._make_store(split, simulator)
 
-    def _make_store(self, split: str, count: int, simulator: PushSimulator) -> None:
-        source = f"simulated, seed {self.simulation_seed}, {count} trajectories of {self.trajectory_frames} frames"
-        if path := self.find_store(split):
-            store = self.open_store(path)
-            store.verify()
-            if store.attributes["source"] != source:
-                raise UserError(
-                    f"{path}: is {store.attributes['source']}, not {source}; delete it, or choose another data.dir"
-                )
+    def open_store(self, path: Path) -> ClipStore:
+        """A store, or a UserError where it was simulated with other settings."""
+        store = super().open_store(path)
+        wanted = self._origin(path.stem.removeprefix(f"{self.store_name}-"))
+        if store.attributes["source"] != wanted:
+            raise UserError(
+                f"{path}: is {store.attributes['source']}, not {wanted}; set the keys of data so, delete it, or have "
+                "another store made with data.dir=…"
+            )
+        return store
+
+    def _origin(self, split: str) -> str:
+        """What a store says of itself."""
+        return (
+            f"simulated, seed {self.simulation_seed}, {self.trajectories[split]} trajectories of "
+            f"{self.trajectory_frames} frames"
+        )
+
+    def _here(self, split: str) -> Path | None:
+        """The store that `fetch` need not make. With `data.dir` only one there counts: others may differ."""
+        path = self.find_store(split)
+        return path if path and (not self.dir or path.parent == Path(self.dir)) else None
+
+    def _make_store(self, split: str, simulator: PushSimulator) -> None:
+        if path := self._here(split):
+            self.open_store(path).verify()
             print(f"{path} is there and verified")
             return
-        path = write_dir(self.dir) / self.store_file(split)
+        path, count = write_dir(self.dir) / self.store_file(split), self.trajectories[split]
         trajectories = simulate_split(split, self.simulation_seed, count, self.trajectory_frames, self.processes)
         chunks = ({key: array[None] for key, array in one.items()} for one in trajectories)
         write_store(
             path,
             tqdm(chunks, total=count, desc=path.name, unit=" trajectories"),
             name=path.stem,
-            source=source,
+            source=self._origin(split),
             camera="front",
             frames_per_second=simulator.frames_per_second,
             created_by=f"vsr_lightning, {simulator.renderer}",
@@ -318,6 +358,11 @@ class PushSim(TrajectoryDataModule):
         picture = path.with_suffix(".png")
         draw_samples(ClipStore(path), picture)
         print(f"{path}: {count:,} trajectories of {self.trajectory_frames} frames; a look at them: {picture}")
+
+
+def _available_cores() -> int:
+    """Of this process, which a container or scheduler may hold to fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def draw_samples(store: ClipStore, path: Path, rows: int = 6, columns: int = 10, zoom: int = 2) -> None:

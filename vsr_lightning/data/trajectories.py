@@ -126,6 +126,10 @@ class TrajectoryDataModule(ClipDataModule):
     def clips_name(self, split: str) -> str:
         return f"{self.store_name} {split}"
 
+    def fingerprint(self, split: str) -> str:
+        """Eight hex digits of the store's checksum."""
+        return self._open(split).attributes["sha256"][:8]
+
     def store_file(self, split: str) -> str:
         """The name of a split's store."""
         return f"{self.store_name}-{split}.h5"

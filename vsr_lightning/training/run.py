@@ -14,7 +14,7 @@ from vsr_lightning.models.prior import fingerprint, load_prior, load_vae, read_c
 from vsr_lightning.models.schedule import LinearSchedule
 from vsr_lightning.models.vae import VAE
 from vsr_lightning.models.video_dit import VideoDiT
-from vsr_lightning.training.callbacks import EMA, LastCheckpoint, Pictures, Progress, Throughput
+from vsr_lightning.training.callbacks import EMA, GaplessLog, LastCheckpoint, Pictures, Progress, Throughput
 from vsr_lightning.training.lit_dit import LitDiT
 from vsr_lightning.training.lit_vae import LitVAE, measure_latents
 
@@ -126,8 +126,10 @@ def check_clips(datamodule: ClipDataModule, module: LitVAE | LitDiT, experiment:
 
 
 def input_fingerprints(experiment: Experiment) -> dict[str, str]:
-    """What the training depends on beside its configuration: the prior it starts from, the VAE under a DiT."""
+    """What training depends on beside its configuration: the clips, the prior to start from, the VAE under a DiT."""
     inputs = {"init": fingerprint(experiment.init)} if experiment.init else {}
+    if data := make_datamodule(experiment).fingerprint("train"):
+        inputs["data"] = data
     if experiment.training.stage == "dit":
         inputs["vae"] = fingerprint(experiment.training.vae_prior or experiment.init, "vae")
         if experiment.init and inputs["vae"] != fingerprint(experiment.init, "vae"):
@@ -154,9 +156,11 @@ def compile_networks(module: LitVAE | LitDiT) -> None:
 
 def make_trainer(experiment: Experiment, folder: Path, checkpoint: Path) -> L.Trainer:
     options, training = experiment.trainer, experiment.training
-    logger = runs.make_logger(experiment, folder)
+    dataset = experiment.data["target"].rpartition(".")[2]
+    logger = runs.make_logger(experiment, folder, f"train-{training.stage}", tags=[dataset])
     callbacks: list[L.Callback] = [
         EMA(training.ema_decay),
+        GaplessLog(),
         Throughput(training.log_every),
         Pictures(),
         LastCheckpoint(checkpoint, training.save_every, checkpoint_identity(experiment), options.max_minutes),
@@ -166,6 +170,7 @@ def make_trainer(experiment: Experiment, folder: Path, checkpoint: Path) -> L.Tr
     return L.Trainer(
         accelerator=options.accelerator,
         devices=options.devices,
+        num_nodes=options.num_nodes,
         strategy=runs.strategy(experiment),
         precision=runs.precision(experiment),
         max_steps=training.max_steps,
