@@ -199,6 +199,21 @@ def test_more_devices_than_there_are(refused, monkeypatch, overrides, named):
     assert named in refused("sweep", *overrides)
 
 
+@pytest.mark.parametrize(
+    ("environment", "overrides", "named"),
+    [
+        ({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "RANK": "0"}, [], "set trainer.devices=4 trainer.num_nodes=2"),
+        ({"WORLD_SIZE": "1", "RANK": "0"}, ["trainer.devices=2"], "set trainer.devices=1 trainer.num_nodes=1"),
+        ({}, ["trainer.num_nodes=2"], "trainer.num_nodes: several machines need torchrun or srun"),
+    ],
+)
+@pytest.mark.parametrize("command", ["sweep", "train"])
+def test_other_processes_than_were_started(refused, monkeypatch, command, environment, overrides, named):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert named in refused(command, *overrides)
+
+
 def test_a_gpu_where_there_is_none(refused, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "trainer.accelerator" in refused("sweep", "trainer.accelerator=gpu")

@@ -9,6 +9,7 @@ import pytest
 
 from vsr_lightning.__main__ import main
 from vsr_lightning.evaluation import results
+from vsr_lightning.models.prior import fingerprint
 from vsr_lightning.training import run
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments" / "moving_mnist"
@@ -42,10 +43,15 @@ def command(tmp_path, monkeypatch):
 def wandb_records(folder):
     """All records of the one offline run in a run folder."""
     (path,) = folder.glob("wandb/offline-run-*")
+    return path, json_lines(path)
+
+
+def json_lines(path):
+    """The records of an offline run."""
     inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
     done = subprocess.run(inspect, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return path, [json.loads(line) for line in done.stdout.splitlines()]
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def history(records):
@@ -94,6 +100,29 @@ def test_from_digits_to_figures(command, tmp_path, capsys):
     assert len(json.loads(table.read_text())["data"]) == 12
     assert {file.name.split("_")[0] for file in media.glob("images/figures/*.png")} == {"fig2", "fig3"}
     assert list(media.rglob("*.gif"))
+
+
+def test_runs_can_be_compared_and_a_resumed_sweep_is_the_same_run(command, tmp_path, tiny_prior):
+    sweep = [
+        "sweep_frames.yaml",
+        *GRID,
+        f"prior={tiny_prior}",
+        "data.num_frames=10",
+        "grid.num_frames=[1]",
+        "figures=[]",
+    ]
+    assert command("sweep", *sweep, "--limit", "1") == 0
+    assert command("sweep", *sweep) == 0
+    folder = tmp_path / "runs" / "frame_count"
+    runs = []
+    for path in sorted(folder.glob("wandb/offline-run-*")):
+        records = json_lines(path)
+        runs += [record["run"] for record in records if record["type"] == "run"][:1]
+    assert len(runs) == 2
+    assert runs[0]["run_id"] == runs[1]["run_id"]
+    for run_record in runs:
+        assert (run_record["run_group"], run_record["job_type"]) == ("frame_count", "sweep")
+        assert set(run_record["tags"]) == {f"tiny_prior@{fingerprint(tiny_prior)}", "moving_mnist embedded test"}
 
 
 def test_mistakes_are_one_line_and_exit_code_2(command, tmp_path, capsys):

@@ -13,6 +13,7 @@ from vsr_lightning.evaluation.grid import (
     GridDataset,
     Item,
     batches_of_rank,
+    first_look,
     frames_of,
     grid_items,
     observation_batch,
@@ -161,3 +162,13 @@ def test_rows_hold_the_item_and_the_columns_of_the_sweep():
     row = row_maker({"seed": 3})(make_item(video=4, order="sequential", factor=4, kernel="box"))
     assert (row["factor"], row["kernel"], row["seed"]) == (4, "box", 3)
     assert (row["video"], row["order"], row["num_frames"]) == (4, "sequential", 2)
+
+
+def test_a_first_look_has_every_condition_before_any_second_video():
+    conditions = [(frames, video, noise) for frames in (1, 3) for video in range(2) for noise in range(2)]
+    items = [Item(8, "gaussian", f, "random", 2.0, 0.02, 10, 1.0, video, noise) for f, video, noise in conditions]
+    looks = [[conditions[items.index(item)] for item in first_look(items, limit)] for limit in (2, 4, 5)]
+    assert looks[0] == [(1, 0, 0), (3, 0, 0)]
+    assert looks[1] == [(1, 0, 0), (1, 1, 0), (3, 0, 0), (3, 1, 0)]
+    assert set(looks[2]) == {*looks[1], (1, 0, 1)}
+    assert first_look(items, None) == first_look(items, 100) == items
