@@ -28,7 +28,7 @@ VSR := $(VENV)/bin/python -m vsr_lightning
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-sim soak lint typecheck check data-mnist data-bair data-sim train-mnist train-bair \
-	sweep-frames sweep-aliasing eval-bair figures report bench clean
+	sweep-frames sweep-aliasing eval-bair figures report dashboard bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -56,7 +56,7 @@ test-sim: $(SIM_READY) ## Run the tests of simulated pushing, which need OpenGL'
 	OMP_NUM_THREADS=1 LP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m sim
 
 soak: $(READY) ## Kill a small sweep 200 times at random moments, and compare with an undisturbed one (minutes)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -s -m soak tests/test_interruption.py
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -s -m soak tests/test_interruption.py tests/test_ddp.py
 
 lint: $(READY) ## Check style
 	$(VENV)/bin/ruff check .
@@ -105,6 +105,9 @@ figures: $(READY) ## Draw the figures of the finished frame-count sweep again
 report: $(READY) ## One HTML page of the runs in RUNS (all of runs/), to look at without a network
 	$(if $(RUNS),,$(error no finished sweep in runs/; name folders, as RUNS=experiments/results/demo))
 	$(VSR) report $(RUNS)
+
+dashboard: $(READY) ## Make the W&B workspace of the project (needs an API key)
+	$(VSR).dashboard $(OVERRIDES)
 
 bench: $(READY) ## Speed of sampling and training, in sample-steps/s, TFLOP/s and against an eager loop; to runs/bench
 	$(VENV)/bin/python tests/bench.py --prior $(PRIOR) $(BENCH)

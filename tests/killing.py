@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import socket
 import sys
@@ -17,14 +18,21 @@ FORKS.set_forkserver_preload(["vsr_lightning.__main__", "vsr_lightning.evaluatio
 PATIENCE = 120  # seconds until a process counts as stuck
 
 
-def start(arguments: list[str], log: Path, environment: Mapping[str, str] = os.environ):
-    """Run a command of the project in a process of its own; what it prints goes to the end of the file `log`."""
-    process = FORKS.Process(target=_run, args=(arguments, log, dict(environment)), daemon=True)
+def start(
+    arguments: list[str], log: Path, environment: Mapping[str, str] = os.environ, bytes_a_file: int | None = None
+):
+    """Run a command of the project in a process of its own; what it prints goes to the end of the file `log`.
+
+    With `bytes_a_file`, the kernel lets no file grow larger than that.
+    """
+    # Without the W&B service of an earlier test in this process: it would outlive the kill, and hold on to the run.
+    own = {key: value for key, value in environment.items() if key != "WANDB_SERVICE"}
+    process = FORKS.Process(target=_run, args=(arguments, log, own, bytes_a_file), daemon=True)
     process.start()
     return process
 
 
-def _run(arguments: list[str], log: Path, environment: dict[str, str]) -> None:
+def _run(arguments: list[str], log: Path, environment: dict[str, str], bytes_a_file: int | None) -> None:
     import torch
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -38,6 +46,8 @@ def _run(arguments: list[str], log: Path, environment: dict[str, str]) -> None:
     os.environ.update(environment)
     torch.set_num_threads(1)
     rank_zero_only.rank = int(environment.get("RANK", 0))  # as it would be if Lightning were imported only now
+    if bytes_a_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_a_file, bytes_a_file))
     sys.argv = ["vsr", *arguments]
     os._exit(main(arguments))  # the exit of a fork must not run what its parent registered
 

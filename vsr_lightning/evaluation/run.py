@@ -193,11 +193,15 @@ class SamplingProgress(Callback):
             pl_module.on_step = lambda: self.bar.update()
 
     def on_predict_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self._count(trainer)
+
+    def _count(self, trainer: L.Trainer) -> None:
         if trainer.is_global_zero:
             done = results.count_rows(self.folder) - self._before
             self.bar.postfix[0] = f"{done}/{len(_dataset(trainer).items)}"
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._count(trainer)  # other devices may have written more
         if trainer.is_global_zero:
             self.bar.close()
 
