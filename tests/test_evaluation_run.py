@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from vsr_lightning.config import UserError, load_config
-from vsr_lightning.data.clips import to_uint8, to_video
+from vsr_lightning.data.clips import to_uint8, to_video, write_store
 from vsr_lightning.data.moving_mnist import MovingMNIST
 from vsr_lightning.degradation.downsample import Downsample, upsample_bicubic
 from vsr_lightning.evaluation import results, videos
@@ -309,3 +309,27 @@ def test_bad_input_is_told_before_anything_is_written(override, message, tiny_pr
     with pytest.raises(UserError, match=message):
         sweep(experiment(tiny_prior, tmp_path / "runs", override))
     assert not (tmp_path / "runs").exists()
+
+
+def test_other_clips_under_the_same_name_are_refused(tiny_rgb_prior, tmp_path):
+    """Made anew from another archive, a store has the name and the settings of the old one."""
+
+    def make_store(seed):
+        clips = np.random.default_rng(seed).integers(0, 256, (2, 30, 64, 64, 3), np.uint8)
+        write_store(tmp_path / "bair-test.h5", [clips], name="bair-test", source="archive.tar", camera="image_aux1")
+
+    overrides = [
+        *("trainer.accelerator=cpu", "trainer.progress=false", "sampler.steps=2", "sampler.zeta=0.5"),
+        *("grid.videos=1", "grid.noises=1", "grid.factor=[8]", "grid.kernel=[bicubic]"),
+        *(f"data.dir={tmp_path}", f"prior={tiny_rgb_prior}", f"runs_dir={tmp_path / 'runs'}"),
+    ]
+    bair = load_config(SWEEP.parents[1] / "bair" / "eval.yaml", overrides)
+    make_store(seed=0)
+    folder = sweep(bair)
+    before = (folder / "results.csv").read_bytes()
+    make_store(seed=1)
+    with pytest.raises(UserError, match=r"another store; start a new one"):
+        sweep(bair)
+    assert (folder / "results.csv").read_bytes() == before
+    make_store(seed=0)
+    sweep(bair)

@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from vsr_lightning.config import UserError, load_config
-from vsr_lightning.data.clips import stack
+from vsr_lightning.data.clips import stack, write_store
 from vsr_lightning.models.prior import load_prior, load_vae
 from vsr_lightning.training import run
 from vsr_lightning.training.run import export, make_datamodule, train
@@ -178,3 +179,23 @@ def test_missing_inputs_are_named(tmp_path):
     with pytest.raises(UserError, match="training.vae_prior: name the folder"):
         train(experiment("dit", tmp_path, "training.vae_prior=''"))
     assert not list(tmp_path.iterdir())
+
+
+def test_other_clips_under_the_same_name_are_refused(tmp_path):
+    """A training on a store that was made anew would go on with other clips, and its card would not know."""
+
+    def make_store(seed):
+        clips = np.random.default_rng(seed).integers(0, 256, (4, 30, 64, 64, 3), np.uint8)
+        for split in ("train", "val"):
+            path = tmp_path / f"bair-{split}.h5"
+            write_store(path, [clips], name=path.stem, source="archive.tar", camera="image_aux1")
+
+    overrides = [*TINY[3:], *TINY_VAE, "data.num_workers=0", f"data.dir={tmp_path}", f"runs_dir={tmp_path / 'runs'}"]
+    bair = load_config(EXPERIMENTS.parent / "bair" / "vae.yaml", overrides)
+    make_store(seed=0)
+    train(bair)
+    make_store(seed=1)
+    with pytest.raises(UserError, match=r"another store; start a new one"):
+        train(bair)
+    with pytest.raises(UserError, match=r"another experiment \(inputs.store\)"):
+        export(bair, tmp_path / "exported")

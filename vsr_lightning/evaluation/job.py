@@ -32,11 +32,7 @@ class Job:
     clips: Dataset[Tensor]  # uint8 (F, H, W, C) by video number
     items: list[Item]  # of the whole grid
     fixed: Row
-
-    @property
-    def inputs(self) -> dict[str, str]:
-        """What the results depend on beside the configuration."""
-        return {key: self.fixed[key] for key in ("prior", "dataset")}
+    inputs: dict[str, str]  # what the results depend on beside the configuration
 
     @property
     def to_row(self) -> Callable[[Item], Row]:
@@ -64,7 +60,10 @@ def prepare(experiment: Experiment) -> Job:
     for variant in degradations(experiment.grid, degradation):
         variant.operator(widths(experiment.grid, variant), *prior.video_shape[-2:])
     fixed = _fixed_columns(experiment, datamodule, prior)
-    return Job(experiment, prior, degradation, sampler, clips, items, fixed)
+    inputs = {key: fixed[key] for key in ("prior", "dataset")}
+    if store := datamodule.fingerprint(experiment.grid.split):
+        inputs["store"] = store
+    return Job(experiment, prior, degradation, sampler, clips, items, fixed, inputs)
 
 
 def _sampler(experiment: Experiment) -> Callable[..., Tensor]:

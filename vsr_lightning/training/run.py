@@ -128,8 +128,8 @@ def check_clips(datamodule: ClipDataModule, module: LitVAE | LitDiT, experiment:
 def input_fingerprints(experiment: Experiment) -> dict[str, str]:
     """What training depends on beside its configuration: the clips, the prior to start from, the VAE under a DiT."""
     inputs = {"init": fingerprint(experiment.init)} if experiment.init else {}
-    if data := make_datamodule(experiment).fingerprint("train"):
-        inputs["data"] = data
+    if store := make_datamodule(experiment).fingerprint("train"):
+        inputs["store"] = store
     if experiment.training.stage == "dit":
         inputs["vae"] = fingerprint(experiment.training.vae_prior or experiment.init, "vae")
         if experiment.init and inputs["vae"] != fingerprint(experiment.init, "vae"):
