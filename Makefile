@@ -50,7 +50,7 @@ demo: $(READY) ## Super-resolve one video from 1, 3 and 10 frames with the shipp
 	$(VSR) sweep $(MNIST)/demo.yaml prior=$(PRIOR) $(OVERRIDES)
 
 test: $(READY) ## Run the tests (minutes on 2 cores)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not sim and not soak"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 test-sim: $(SIM_READY) ## Run the tests of simulated pushing, which need OpenGL's libraries
 	OMP_NUM_THREADS=1 LP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m sim

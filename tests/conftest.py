@@ -26,14 +26,6 @@ TINY_DIT = {
 SCHEDULE = {"target": "vsr_lightning.models.schedule.LinearSchedule", "num_steps": 1000}
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests that take many minutes run only when they are asked for."""
-    if "soak" not in config.option.markexpr:
-        for item in items:
-            if item.get_closest_marker("soak"):
-                item.add_marker(pytest.mark.skip(reason="takes long: make soak"))
-
-
 @pytest.fixture(autouse=True)
 def isolated_env(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No W&B, no API key, and an empty folder where data would be."""
