@@ -162,8 +162,8 @@ def _draw_panel(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_title(_title(rows[0]) + "\n" + _counts(rows), fontsize=10)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=16, min_n_ticks=1))
     axes.grid(alpha=0.3, linewidth=0.6)
-    # Below the axes: the curves may be anywhere inside.
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=4, frameon=False, fontsize=9)
+    # Below the axes: the curves may be anywhere inside. Two columns: four are wider than a panel.
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, frameon=False, fontsize=9)
 
 
 def _title(row: Row) -> str:
