@@ -280,7 +280,7 @@ class PushSim(TrajectoryDataModule):
     def __init__(
         self,
         *,
-        train_trajectories: int = 10_000,
+        train_trajectories: int = 20_000,
         val_trajectories: int = 128,
         test_trajectories: int = 128,
         trajectory_frames: int = 30,
