@@ -96,7 +96,7 @@ def test_files_of_the_contract_and_a_second_run_that_changes_nothing(tiny_prior,
     assert set(rows[0]) >= CONTRACT
     assert {row["dataset"] for row in rows} == {"moving_mnist embedded test"}
     assert {(row["sampler"], row["kernel"], row["factor"], row["prior"]) for row in rows} == {
-        ("dps", "gaussian", 8, f"tiny_prior@{fingerprint(tiny_prior)}")
+        ("dps_polyak", "gaussian", 8, f"tiny_prior@{fingerprint(tiny_prior)}")
     }
     assert len(lines(folder)) == ITEMS
     assert [(line["num_frames"], line["n"]) for line in results.read_table(folder / "summary.csv")] == [(1, 4), (3, 4)]
