@@ -50,6 +50,29 @@ def test_reverse_step_is_the_gaussian_conditional(num_steps):
         assert (step.z_t_weight, step.z0_weight, step.sigma_t) == pytest.approx(expected, rel=1e-7)
 
 
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+def test_steps_of_any_eta_keep_the_marginals(eta):
+    """Given the true z_0, z_{t-1} has the mean and variance of q(z_{t-1} | z_0) (DDIM, Lemma 1)."""
+    for step in LinearSchedule().respaced(50, eta=eta):
+        signal = step.z_t_weight * step.alpha_bar_t**0.5 + step.z0_weight
+        variance = step.z_t_weight**2 * (1 - step.alpha_bar_t) + step.sigma_t**2
+        assert signal == pytest.approx(step.alpha_bar_prev**0.5, rel=1e-12)
+        assert variance == pytest.approx(1 - step.alpha_bar_prev, abs=1e-12)
+        assert step.sigma_t == pytest.approx(eta * Step(step.t, step.alpha_bar_t, step.alpha_bar_prev).sigma_t)
+
+
+@pytest.mark.parametrize("spacing", ["uniform", "log_snr", "karras"])
+def test_steps_that_stop_early_lead_to_a_noise_level(spacing):
+    steps = LinearSchedule().respaced(20, spacing, start=0.8, stop=0.3)
+    timesteps = [step.t for step in steps]
+    assert len(set(timesteps)) == 20
+    assert timesteps == sorted(timesteps, reverse=True)
+    assert (timesteps[0], min(timesteps) > 300) == (799, True)
+    assert steps[-1].alpha_bar_prev == pytest.approx(ALPHA_BARS[300], rel=1e-9)
+    with pytest.raises(UserError, match="between timesteps 301 and 799"):
+        LinearSchedule().respaced(500, spacing, start=0.8, stop=0.3)
+
+
 @pytest.mark.parametrize("num_steps", [1000, 250, 100, 2])
 def test_respaced_steps_chain_from_noise_to_data(num_steps):
     steps = LinearSchedule().respaced(num_steps)

@@ -77,7 +77,7 @@ def _sampler(experiment: Experiment) -> Callable[..., Tensor]:
 def _time_grid(sampler: Callable[..., Tensor]) -> dict[str, Any]:
     """How the sampler respaces the schedule, from its parameters or their defaults."""
     parameters = inspect.signature(sampler).parameters
-    return {name: parameters[name].default for name in ("spacing", "start") if name in parameters}
+    return {name: parameters[name].default for name in ("spacing", "start", "eta") if name in parameters}
 
 
 def _clips(datamodule: ClipDataModule, experiment: Experiment, prior: Prior) -> Dataset[Tensor]:

@@ -11,11 +11,16 @@ from vsr_lightning.config import UserError
 
 @dataclass(frozen=True)
 class Step:
-    """The scalars of one reverse step, from timestep t to the one before it in the (respaced) schedule."""
+    """The scalars of one reverse step, from timestep t to the one before it in the (respaced) schedule.
+
+    The step draws z_{t-1} from `N(z_t_weight z_t + z0_weight z0_hat, sigma_t^2 I)` (DDIM, Song et al. 2021, Eq. 12). At
+    `eta` 1 that is DDPM's posterior q(z_{t-1} | z_t, z_0) (Ho et al. 2020, Eq. 7), at 0 it draws nothing.
+    """
 
     t: int  # timestep that the network was trained on, 0 … T-1
     alpha_bar_t: float
     alpha_bar_prev: float  # 1 at the last step
+    eta: float = 1.0
 
     @property
     def alpha_t(self) -> float:
@@ -27,18 +32,18 @@ class Step:
 
     @property
     def sigma_t(self) -> float:
-        """Standard deviation of q(z_{t-1} | z_t, z_0) (DDPM, Eq. 7): zero at the last step."""
-        return (self.beta_t * (1 - self.alpha_bar_prev) / (1 - self.alpha_bar_t)) ** 0.5
+        """Standard deviation of what is drawn (DDIM, Eq. 16): zero at the last step."""
+        return self.eta * (self.beta_t * (1 - self.alpha_bar_prev) / (1 - self.alpha_bar_t)) ** 0.5
 
     @property
     def z_t_weight(self) -> float:
-        """Coefficient of z_t in the mean of q(z_{t-1} | z_t, z_0) (DDPM, Eq. 7)."""
-        return self.alpha_t**0.5 * (1 - self.alpha_bar_prev) / (1 - self.alpha_bar_t)
+        """Coefficient of z_t in the mean; DDPM writes it sqrt(alpha_t) (1 - alpha_bar_prev) / (1 - alpha_bar_t)."""
+        return ((1 - self.alpha_bar_prev - self.sigma_t**2) / (1 - self.alpha_bar_t)) ** 0.5
 
     @property
     def z0_weight(self) -> float:
-        """Coefficient of z_0 in the mean of q(z_{t-1} | z_t, z_0) (DDPM, Eq. 7)."""
-        return self.alpha_bar_prev**0.5 * self.beta_t / (1 - self.alpha_bar_t)
+        """Coefficient of z0_hat in the mean; DDPM writes it sqrt(alpha_bar_prev) beta_t / (1 - alpha_bar_t)."""
+        return self.alpha_bar_prev**0.5 - self.alpha_bar_t**0.5 * self.z_t_weight
 
 
 class LinearSchedule(nn.Module):
@@ -55,7 +60,9 @@ class LinearSchedule(nn.Module):
         self._alpha_bars = torch.cumprod(1 - betas, dim=0).tolist()  # float64, for the steps' scalars
         self.register_buffer("alpha_bar", torch.tensor(self._alpha_bars, dtype=torch.float32), persistent=False)
 
-    def respaced(self, steps: int, spacing: str = "uniform", start: float = 1.0) -> list[Step]:
+    def respaced(
+        self, steps: int, spacing: str = "uniform", start: float = 1.0, eta: float = 1.0, stop: float = 0.0
+    ) -> list[Step]:
         """`steps` timesteps down to 0, with alpha and beta recomputed from alpha_bar.
 
         Args:
@@ -64,30 +71,41 @@ class LinearSchedule(nn.Module):
                 2022); or `karras`, uniform in sigma^(1/7), where sigma^2 = (1 - alpha_bar) / alpha_bar (Karras et al.
                 2022, Eq. 5).
             start: the first timestep as a share of T-1; 1 is pure noise.
+            eta: how much noise the steps draw, from 0 (none) to 1 (as DDPM), see `Step`.
+            stop: the timestep, as a share of T-1, to which the last step leads; 0 is a clean z_0.
         """
+        if not 0 <= eta <= 1:
+            raise UserError(f"sampler.eta: {eta} is not from 0 (deterministic steps) to 1 (DDPM's)")
         if not 0 < start <= 1:
             raise UserError(f"sampler.start: {start} is not above 0 and at most 1, as a share of the schedule")
-        first = round(start * (self.num_steps - 1))
-        if not 1 <= steps <= first + 1:
-            raise UserError(f"sampler.steps: {steps} is not between 1 and {first + 1}, the steps trained on")
-        timesteps = self._spaced(steps, spacing, first)
-        alpha_bars = [self._alpha_bars[t] for t in timesteps]
+        first, end = round(start * (self.num_steps - 1)), round(stop * (self.num_steps - 1))
+        lowest = end + 1 if stop > 0 else 0
+        if not 1 <= steps <= first - lowest + 1:
+            between = f"between timesteps {lowest} and {first}" if stop > 0 else "the steps trained on"
+            raise UserError(f"sampler.steps: {steps} is not between 1 and {first - lowest + 1}, {between}")
+        if stop > 0:
+            timesteps = [*self._spaced(steps + 1, spacing, first, end)]
+            alpha_bars = [self._alpha_bars[t] for t in timesteps]
+        else:
+            timesteps = self._spaced(steps, spacing, first, 0)
+            alpha_bars = [*(self._alpha_bars[t] for t in timesteps), 1.0]
         return [
-            Step(t, bar, previous)
-            for t, bar, previous in zip(timesteps, alpha_bars, [*alpha_bars[1:], 1.0], strict=True)
+            Step(t, bar, previous, eta) for t, bar, previous in zip(timesteps, alpha_bars, alpha_bars[1:], strict=False)
         ]
 
-    def _spaced(self, steps: int, spacing: str, first: int) -> list[int]:
-        alpha_bars = np.array(self._alpha_bars[: first + 1])
+    def _spaced(self, count: int, spacing: str, first: int, last: int) -> list[int]:
+        """`count` different timesteps from `first` down to `last`, both included."""
+        alpha_bars = np.array(self._alpha_bars[last : first + 1])
         variance = (1 - alpha_bars) / alpha_bars  # sigma^2
-        coordinates = {"uniform": np.arange(first + 1.0), "log_snr": np.log(variance), "karras": variance ** (0.5 / 7)}
+        numbers = np.arange(last, first + 1.0)
+        coordinates = {"uniform": numbers, "log_snr": np.log(variance), "karras": variance ** (0.5 / 7)}
         if spacing not in coordinates:
             raise UserError(f"sampler.spacing: '{spacing}' is none of {', '.join(coordinates)}")
         places = coordinates[spacing]  # of the timesteps, ascending
-        wanted = np.linspace(places[-1], places[0], steps)
-        timesteps = np.interp(wanted, places, np.arange(first + 1.0)).round().astype(int)
+        wanted = np.linspace(places[-1], places[0], count)
+        timesteps = np.interp(wanted, places, numbers).round().astype(int)
         # Where the wanted ones lie closer than timesteps do, the next free timestep is taken, towards the noise.
-        ranks = np.arange(steps)
+        ranks = np.arange(count)
         ascending = np.maximum.accumulate(timesteps[::-1] - ranks) + ranks
         return np.minimum(ascending, first - ranks[::-1])[::-1].tolist()
 

@@ -1,0 +1,58 @@
+"""What guided samplers share: the video that z_t promises, how far it is from the observation, and how to get nearer.
+
+`dps.py` is Algorithm 1, written out beside the paper; the other samplers are made of these parts.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vsr_lightning.inference.dps import Observation
+from vsr_lightning.models.prior import Prior
+from vsr_lightning.models.schedule import Step
+
+
+@dataclass
+class Estimate:
+    """What is believed of B videos at a noise level."""
+
+    z0_hat: Tensor  # E[z_0 | z_t], (B, F, c, h, w) (Eq. 9)
+    x_hat: Tensor  # D(z0_hat), (B, F, C, H, W)
+    residual: Tensor  # ||y - M(H(x_hat))||, (B,)
+    gradient: Tensor  # of the residual by z_t, through degradation, decoder and DiT; z_t's shape
+
+
+@torch.enable_grad()  # a trainer's prediction loop runs without gradients
+def estimate(prior: Prior, observation: Observation, z_t: Tensor, step: Step) -> Estimate:
+    """Denoise z_t (B, F, c, h, w) at `step.t`, and see how well that explains the observation (lines 3, 4, 7, 8)."""
+    z_t = z_t.detach().requires_grad_()
+    eps = prior.eps(z_t, torch.full((len(z_t),), step.t, device=z_t.device))
+    z0_hat = (z_t - (1 - step.alpha_bar_t) ** 0.5 * eps) / step.alpha_bar_t**0.5
+    x_hat = prior.decode(z0_hat)
+    residual = torch.linalg.vector_norm((observation.y - observation.degrade(x_hat)).flatten(1), dim=1)
+    (gradient,) = torch.autograd.grad(residual.sum(), z_t)
+    return Estimate(z0_hat.detach(), x_hat.detach(), residual.detach(), gradient)
+
+
+def polyak_move(estimate: Estimate, noise_norm: Tensor, zeta: Tensor, max_move: float) -> Tensor:
+    """The step along the gradient with Polyak's step size (Polyak 1987, section 5.3.2), to be subtracted from z_{t-1}.
+
+    With r the residual and g its gradient it is
+
+        zeta * max(r - noise_norm, 0) / ||g||^2 * g,
+
+    which at zeta = 1 and to first order takes r to the norm that the sensor noise leaves to the truth.
+
+    Args:
+        noise_norm, zeta: one for each sample, (B,); zeta may be one number.
+        max_move: largest root mean square of the step, in standard deviations of the latent: near pure noise the
+            gradient says little, and Polyak's step would be huge.
+    """
+    gradient = estimate.gradient
+    slope = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+    misfit = (estimate.residual - noise_norm).clamp_min(0)
+    longest = max_move * gradient[0].numel() ** 0.5
+    # Divided one after the other: the square of a small slope underflows. No slope, no step.
+    length = torch.where(slope > 0, (zeta * misfit / slope).clamp_max(longest) / slope, 0)
+    return length.view(-1, 1, 1, 1, 1) * gradient
