@@ -2,6 +2,7 @@
 
 import errno
 import os
+import socket
 import subprocess
 import sys
 
@@ -36,6 +37,22 @@ def test_a_failure_leaves_the_old_file_alone(tmp_path):
         write_half(path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_leftovers_of_dead_processes_go(tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    host = socket.gethostname()
+    for dead in (f".clips.h5.{host}-{ended.pid}.part", f".file.bin.{host}-{ended.pid}.part/half"):
+        (tmp_path / dead).parent.mkdir(exist_ok=True)
+        (tmp_path / dead).touch()
+    mine = files.temporary_path(tmp_path / "clips.h5").name
+    kept = [mine, f".clips.h5.{host}-{os.getppid()}.part", f".clips.h5.elsewhere-{ended.pid}.part"]
+    for name in kept:
+        (tmp_path / name).touch()
+    files.remove_abandoned(tmp_path / "clips.h5")
+    files.remove_abandoned(tmp_path / "file.bin")
+    assert {path.name for path in tmp_path.iterdir()} == set(kept)
 
 
 @pytest.mark.parametrize(

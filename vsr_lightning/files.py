@@ -3,7 +3,10 @@
 import contextlib
 import errno
 import fcntl
+import glob
 import os
+import shutil
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,6 +49,40 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def temporary_path(path: Path) -> Path:
+    """Where this process keeps what will be `path` when it is complete, be that after hours.
+
+    No two writers of a path share it, so none of them waits for another.
+    """
+    return path.with_name(f"{_temporary_prefix(path)}{os.getpid()}.part")
+
+
+def _temporary_prefix(path: Path) -> str:
+    # The host's name, because a process number says nothing about the processes of another machine or container.
+    return f".{path.name}.{socket.gethostname()}-"
+
+
+def remove_abandoned(path: Path) -> None:
+    """Remove the temporary files and folders for `path` whose processes have died."""
+    prefix = _temporary_prefix(path)
+    for leftover in path.parent.glob(f"{glob.escape(prefix)}*.part"):
+        if not _is_alive(leftover.name.removeprefix(prefix).removesuffix(".part")):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+
+
+def _is_alive(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)  # signal 0 tests and does nothing
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 @contextlib.contextmanager

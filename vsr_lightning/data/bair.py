@@ -25,11 +25,11 @@ from vsr_lightning.data.clips import (
     download,
     find_file,
     read_dirs,
-    remove_abandoned,
     write_dir,
 )
 from vsr_lightning.data.tfrecord import OVERHEAD, parse_example, read_records
 from vsr_lightning.data.trajectories import TrajectoryDataModule
+from vsr_lightning.files import remove_abandoned
 
 ARCHIVE = "bair_robot_pushing_dataset_v0.tar"
 FOLDER = "softmotion30_44k"

@@ -5,12 +5,10 @@ B batch, F frames, C channels, H W pixels. Stored clips are uint8 (N, F, H, W, C
 """
 
 import contextlib
-import glob
 import hashlib
 import http.client
 import os
 import shutil
-import socket
 import sys
 import threading
 import urllib.request
@@ -28,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from vsr_lightning.config import UserError
-from vsr_lightning.files import put_in_place
+from vsr_lightning.files import put_in_place, remove_abandoned, temporary_path
 
 STORE_FORMAT = 1  # of the layout of clip stores; a reader takes no other
 
@@ -85,7 +83,7 @@ def download(url: str, path: Path, url_infos: Mapping[str, Any], *, seconds: flo
 
     from tensorflow_datasets.core.download import DownloadManager
 
-    folder = _temporary(path)
+    folder = temporary_path(path)
     try:
         folder.mkdir(parents=True)
         remove_abandoned(path)
@@ -153,7 +151,7 @@ class StoreWriter:
             "created_by": created_by,
         }
         self._sha256 = hashlib.sha256()
-        self._temporary = _temporary(self.path)
+        self._temporary = temporary_path(self.path)
 
     def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -193,37 +191,6 @@ def write_store(path: str | Path, chunks: Iterable[np.ndarray | Mapping[str, np.
         for chunk in chunks:
             writer.append(chunk)
         writer.commit()
-
-
-def _temporary(path: Path) -> Path:
-    """Where this process keeps what will be `path` when it is complete. No two writers of a path share it."""
-    return path.with_name(f"{_temporary_prefix(path)}{os.getpid()}.part")
-
-
-def _temporary_prefix(path: Path) -> str:
-    # The host's name, because a process number says nothing about the processes of another machine or container.
-    return f".{path.name}.{socket.gethostname()}-"
-
-
-def remove_abandoned(path: Path) -> None:
-    """Remove the temporary files and folders for `path` whose processes have died."""
-    prefix = _temporary_prefix(path)
-    for leftover in path.parent.glob(f"{glob.escape(prefix)}*.part"):
-        if not _is_alive(leftover.name.removeprefix(prefix).removesuffix(".part")):
-            if leftover.is_dir():
-                shutil.rmtree(leftover, ignore_errors=True)
-            else:
-                leftover.unlink(missing_ok=True)
-
-
-def _is_alive(process: str) -> bool:
-    try:
-        os.kill(int(process), 0)  # signal 0 tests and does nothing
-    except (ProcessLookupError, ValueError):
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True
 
 
 def _append(file: h5py.File, key: str, array: np.ndarray) -> None:

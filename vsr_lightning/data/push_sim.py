@@ -19,9 +19,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from vsr_lightning.config import UserError
-from vsr_lightning.data.clips import ClipStore, check_space, remove_abandoned, write_dir, write_store
+from vsr_lightning.data.clips import ClipStore, check_space, write_dir, write_store
 from vsr_lightning.data.push_scene import POOL_SIZE, TRAY_HALF, make_model, object_name
 from vsr_lightning.data.trajectories import TrajectoryDataModule
+from vsr_lightning.files import remove_abandoned
 
 FRAME_SIZE = 64
 SUPERSAMPLING = 2  # frames are rendered so many times larger and averaged: a camera's pixel has an area
