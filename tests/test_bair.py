@@ -23,7 +23,7 @@ from vsr_lightning.__main__ import main
 from vsr_lightning.config import UserError
 from vsr_lightning.data import bair
 from vsr_lightning.data.bair import BAIR, read_archive, split_of
-from vsr_lightning.data.clips import ClipStore
+from vsr_lightning.data.clip_store import ClipStore
 
 DATA_YAML = str(Path(__file__).parents[1] / "experiments/bair/data.yaml")
 FILES = {"train/traj_0_to_4": 5, "train/traj_5_to_7": 3, "test/traj_0_to_1": 2}  # trajectories in each

@@ -10,7 +10,8 @@ import torch
 import yaml
 
 from vsr_lightning.config import UserError, load_config
-from vsr_lightning.data.clips import to_uint8, to_video, write_store
+from vsr_lightning.data.clip_store import write_store
+from vsr_lightning.data.clips import to_uint8, to_video
 from vsr_lightning.data.moving_mnist import MovingMNIST
 from vsr_lightning.degradation.downsample import Downsample, upsample_bicubic
 from vsr_lightning.evaluation import results, videos

@@ -8,7 +8,7 @@ import torch
 
 from vsr_lightning.config import UserError
 from vsr_lightning.data import moving_mnist
-from vsr_lightning.data.clips import ClipStore
+from vsr_lightning.data.clip_store import ClipStore
 from vsr_lightning.data.moving_mnist import (
     MovingMNIST,
     MovingMNISTClips,

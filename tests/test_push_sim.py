@@ -15,7 +15,8 @@ from PIL import Image
 
 from vsr_lightning.config import UserError
 from vsr_lightning.data import push_sim
-from vsr_lightning.data.clips import ClipStore, to_video
+from vsr_lightning.data.clip_store import ClipStore
+from vsr_lightning.data.clips import to_video
 from vsr_lightning.data.push_scene import POOL_SIZE, TRAY_HALF, make_model
 from vsr_lightning.data.push_sim import PushSim, PushSimulator, make_plan, simulate_split
 from vsr_lightning.degradation.downsample import Downsample, upsample_bicubic

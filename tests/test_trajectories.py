@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vsr_lightning.config import UserError
-from vsr_lightning.data.clips import ClipStore, write_store
+from vsr_lightning.data.clip_store import ClipStore, write_store
 from vsr_lightning.data.trajectories import TrajectoryClips, TrajectoryDataModule
 
 TRAJECTORIES, FRAMES = 5, 8

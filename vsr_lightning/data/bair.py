@@ -18,15 +18,8 @@ from typing import IO, Any
 import numpy as np
 
 from vsr_lightning.config import UserError
-from vsr_lightning.data.clips import (
-    ClipStore,
-    StoreWriter,
-    check_space,
-    download,
-    find_file,
-    read_dirs,
-    write_dir,
-)
+from vsr_lightning.data.clip_store import ClipStore, StoreWriter
+from vsr_lightning.data.fetching import check_space, download, find_file, read_dirs, write_dir
 from vsr_lightning.data.tfrecord import OVERHEAD, parse_example, read_records
 from vsr_lightning.data.trajectories import TrajectoryDataModule
 from vsr_lightning.files import remove_abandoned

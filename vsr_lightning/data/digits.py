@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from vsr_lightning.config import UserError
-from vsr_lightning.data.clips import download, find_file, write_dir
+from vsr_lightning.data.fetching import download, find_file, write_dir
 
 SPLITS = ("train", "val", "test")
 MNIST_URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"  # as TFDS's own mnist builder has it
@@ -29,7 +29,7 @@ def load_digits(name: str, split: str, dir: str = "") -> np.ndarray:
     Args:
         name: `mnist`, downloaded where it is missing; or `embedded`, which is always there.
         split: `train`, `val` or `test`.
-        dir: the data folder; see `vsr_lightning.data.clips.read_dirs`.
+        dir: the data folder; see `vsr_lightning.data.fetching.read_dirs`.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, not {split!r}")

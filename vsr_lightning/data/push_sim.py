@@ -19,7 +19,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from vsr_lightning.config import UserError
-from vsr_lightning.data.clips import ClipStore, check_space, write_dir, write_store
+from vsr_lightning.data.clip_store import ClipStore, write_store
+from vsr_lightning.data.fetching import check_space, write_dir
 from vsr_lightning.data.push_scene import POOL_SIZE, TRAY_HALF, make_model, object_name
 from vsr_lightning.data.trajectories import TrajectoryDataModule
 from vsr_lightning.files import remove_abandoned

@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from vsr_lightning.config import UserError
-from vsr_lightning.data.clips import ClipDataModule, ClipStore, find_file, read_dirs
+from vsr_lightning.data.clip_store import ClipStore
+from vsr_lightning.data.clips import ClipDataModule
+from vsr_lightning.data.fetching import find_file, read_dirs
 
 OFFSETS = ("fixed", "random")
 
