@@ -1,110 +1,30 @@
-"""BAIR's archive, made here in its true layout, through the whole path; and whatever can go wrong on the way."""
+"""BAIR robot pushing from its archive, made here in its true layout, to clips: the whole path, and interruptions."""
 
 import hashlib
 import http.server
-import io
 import os
 import signal
-import struct
 import subprocess
 import sys
-import tarfile
 import threading
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-import google_crc32c
 import h5py
 import numpy as np
 import pytest
+from making_bair import CONTENTS, TRAJECTORIES, fetch, files, write_folder, write_tar
 
 from vsr_lightning.__main__ import main
 from vsr_lightning.config import UserError
 from vsr_lightning.data import bair
-from vsr_lightning.data.bair import BAIR, read_archive, split_of
+from vsr_lightning.data.bair import BAIR, split_of
+from vsr_lightning.data.bair_archive import Record, read_archive
 from vsr_lightning.data.clip_store import ClipStore
 
 DATA_YAML = str(Path(__file__).parents[1] / "experiments/bair/data.yaml")
-FILES = {"train/traj_0_to_4": 5, "train/traj_5_to_7": 3, "test/traj_0_to_1": 2}  # trajectories in each
-
-
-# -- an archive, written by code of its own
-
-
-def varint(value: int) -> bytes:
-    low, high = value & 0x7F, value >> 7
-    return bytes([low | 0x80]) + varint(high) if high else bytes([low])
-
-
-def field(number: int, content: bytes) -> bytes:
-    """A length-delimited field of a protocol buffer."""
-    return varint(number << 3 | 2) + varint(len(content)) + content
-
-
-def bytes_feature(value: bytes) -> bytes:
-    return field(1, field(1, value))
-
-
-def float_feature(values: np.ndarray) -> bytes:
-    return field(2, field(1, np.asarray(values, "<f4").tobytes()))
-
-
-def example(features: dict[str, bytes]) -> bytes:
-    return field(1, b"".join(field(1, field(1, key.encode()) + field(2, value)) for key, value in features.items()))
-
-
-def framed(data: bytes) -> bytes:
-    """A TFRecord; tests/test_tfrecord.py has the checksum from first principles."""
-
-    def checksum(content: bytes) -> bytes:
-        crc = google_crc32c.value(content)
-        return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) % 2**32)
-
-    length = struct.pack("<Q", len(data))
-    return length + checksum(length) + data + checksum(data)
-
-
-def make_trajectory(*seed: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return {
-        "image_aux1": rng.integers(0, 256, (30, 64, 64, 3), np.uint8),
-        "image_main": rng.integers(0, 256, (30, 64, 64, 3), np.uint8),
-        "action": rng.normal(size=(30, 4)).astype(np.float32),
-        "endeffector_pos": rng.normal(size=(30, 3)).astype(np.float32),
-    }
-
-
-def features_of(trajectory: dict[str, np.ndarray]) -> dict[str, bytes]:
-    features = {}
-    for frame in range(30):
-        for camera in ("image_main", "image_aux1"):
-            features[f"{frame}/{camera}/encoded"] = bytes_feature(trajectory[camera][frame].tobytes())
-        for key in ("action", "endeffector_pos"):
-            features[f"{frame}/{key}"] = float_feature(trajectory[key][frame])
-    return features
-
-
-TRAJECTORIES = {name: [make_trajectory(*name.encode(), i) for i in range(count)] for name, count in FILES.items()}
-CONTENTS = {name: b"".join(framed(example(features_of(one))) for one in file) for name, file in TRAJECTORIES.items()}
-
-
-def write_folder(folder: Path, contents: dict[str, bytes] = CONTENTS) -> Path:
-    for name, content in contents.items():
-        path = folder / "softmotion30_44k" / f"{name}.tfrecords"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    return folder
-
-
-def write_tar(path: Path, contents: dict[str, bytes] = CONTENTS) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, content in contents.items():
-            member = tarfile.TarInfo(f"softmotion30_44k/{name}.tfrecords")
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return path
+STORES = ["data/bair-test.h5", "data/bair-train.h5", "data/bair-val.h5"]
 
 
 @pytest.fixture
@@ -118,23 +38,9 @@ def _empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "here")
 
 
-def fetch(source="", **keys):
-    data = BAIR(**{"batch_size": 2, "num_workers": 0, "val_every": 3, "source": str(source), **keys})
-    data.fetch()
-    return data
-
-
-def files(folder="."):
-    """Everything under a folder, temporary files included."""
-    return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
-
-
 def remove(paths):
     for path in paths:
         Path(path).unlink()
-
-
-STORES = ["data/bair-test.h5", "data/bair-train.h5", "data/bair-val.h5"]
 
 
 # -- the whole path
@@ -187,14 +93,14 @@ def test_order_and_number_of_files_do_not_change_the_split(tmp_path, tar):
 def test_about_a_thousand_of_bairs_trajectories_are_validation():
     counts = {"train": 0, "val": 0}
     for number in range(256):
-        counts[split_of(bair.Record(b"", "train", number, ""), BAIR(batch_size=1).val_every)] += 169
+        counts[split_of(Record(b"", "train", number, ""), BAIR(batch_size=1).val_every)] += 169
     assert counts == {"train": 42_250, "val": 1_014}
 
 
-def test_other_members_of_a_tar_are_passed_over(tmp_path):
-    others = {f"train/{name}": b"not a record" for name in ("._traj_0_to_4", "../traj", "deeper/traj")}
-    fetch(write_tar(tmp_path / "t.tar", others | CONTENTS))
-    assert len(ClipStore("data/bair-train.h5")) == 6
+@pytest.mark.parametrize("wrong", [{"camera": "front"}, {"camera": ""}, {"val_every": 1}])
+def test_bad_values_name_the_key(wrong):
+    with pytest.raises(UserError, match=f"data.{next(iter(wrong))}"):
+        BAIR(batch_size=1, **wrong)
 
 
 # -- where the source is found, and what is already there
@@ -240,6 +146,17 @@ def test_stores_of_another_camera_or_version_are_not_overwritten(tar):
     assert files() == STORES
 
 
+def test_stores_of_another_source_or_split_are_not_taken_for_this_one(tar, tmp_path):
+    fetch(tar)
+    fetch()  # nothing named: what is there will do
+    other = tmp_path / "other.tar"
+    other.write_bytes(tar.read_bytes())
+    with pytest.raises(UserError, match=r"made from .*other.tar.*delete"):
+        fetch(other)
+    with pytest.raises(UserError, match=r"validation every .*delete"):
+        fetch(tar, val_every=7)
+
+
 def test_numbers_other_than_bairs_are_a_warning(tar, capsys, monkeypatch):
     fetch(tar)
     warnings = capsys.readouterr().err
@@ -260,99 +177,6 @@ def test_a_split_without_trajectories_is_no_file_and_said(tar, capsys):
         data.val_clips()
     fetch(tar, val_every=6)
     assert "bair-val.h5 is not there" in capsys.readouterr().out
-
-
-# -- bad input: one line that names it, and nothing left behind
-
-
-def altered(key: str, value: bytes | None) -> dict[str, bytes]:
-    """The archive's contents, with one feature of the second trajectory of a file replaced or left out."""
-    features = features_of(TRAJECTORIES["train/traj_5_to_7"][1])
-    features[key] = value
-    records = [features_of(TRAJECTORIES["train/traj_5_to_7"][0]), {k: v for k, v in features.items() if v is not None}]
-    return CONTENTS | {"train/traj_5_to_7": b"".join(framed(example(record)) for record in records)}
-
-
-RECORD = "train/traj_5_to_7.tfrecords: record 1"
-BAD_RECORDS = {
-    "no image": (altered("29/image_aux1/encoded", None), f"{RECORD}: has no '29/image_aux1/encoded'"),
-    "no action": (altered("3/action", None), f"{RECORD}: has no '3/action'"),
-    "no position": (altered("0/endeffector_pos", None), f"{RECORD}: has no '0/endeffector_pos'"),
-    "larger image": (
-        altered("4/image_aux1/encoded", bytes_feature(bytes(3 * 128 * 128))),
-        f"{RECORD}: '4/image_aux1/encoded' is 49,152 bytes, not 64 x 64 x 3",
-    ),
-    "empty image": (altered("4/image_aux1/encoded", b""), f"{RECORD}: '4/image_aux1/encoded' is 0 bytes"),
-    "two images": (
-        altered("4/image_aux1/encoded", field(1, 2 * field(1, bytes(12_288)))),
-        f"{RECORD}: '4/image_aux1/encoded' is 24,576 bytes",
-    ),
-    "longer action": (altered("9/action", float_feature(np.ones(5))), f"{RECORD}: '9/action' is 5 numbers, not 4"),
-    "no example": (CONTENTS | {"train/traj_5_to_7": framed(b"\x0a\xff")}, "record 0: not a tf.train.Example"),
-    "no files": ({}, r"holds no softmotion30_44k/{train,test}/\*.tfrecords"),
-}
-
-
-@pytest.mark.parametrize("contents", BAD_RECORDS.values(), ids=BAD_RECORDS)
-def test_a_bad_record_is_named(tmp_path, contents):
-    contents, message = contents
-    with pytest.raises(UserError, match=message) as error:
-        fetch(write_tar(tmp_path / "bad.tar", contents))
-    assert str(error.value).startswith(f"{tmp_path / 'bad.tar'}: ")
-    assert "\n" not in str(error.value)
-    assert files() == []
-
-
-@pytest.mark.parametrize("place", [2, 9, 300_000, -1], ids=["length", "its checksum", "data", "their checksum"])
-@pytest.mark.parametrize("write", [write_tar, write_folder])
-def test_an_altered_byte_is_found(tmp_path, write, place):
-    content = bytearray(CONTENTS["train/traj_5_to_7"])
-    size = len(content) // 3  # of a record
-    content[size + place] ^= 4
-    with pytest.raises(UserError, match=f"record {int(place >= 0)}.* has a wrong checksum"):
-        fetch(write(tmp_path / "bad", CONTENTS | {"train/traj_5_to_7": bytes(content)}))
-    assert files() == []
-
-
-@pytest.mark.parametrize("padded", [False, True], ids=["short", "ends as a tar does"])
-@pytest.mark.parametrize("share", [0.0, 0.0001, 0.1, 0.6, 0.99])
-def test_a_truncated_tar_is_found(tar, share, padded):
-    whole = tar.read_bytes()
-    # A tar may end in zeros by chance, where the last pixels are black: then the record tells.
-    tar.write_bytes(whole[: int(share * len(whole))] + padded * bytes(1024))
-    with pytest.raises(UserError, match=f"{tar}: .*(truncated|wrong checksum|holds no)"):
-        fetch(tar)
-    assert files() == []
-
-
-def test_a_tar_that_lost_whole_files_and_its_end_is_found(tar):
-    with tarfile.open(tar) as opened:
-        last = opened.getmembers()[-1]
-    tar.write_bytes(tar.read_bytes()[: last.offset])
-    with pytest.raises(UserError, match="truncated"):
-        fetch(tar)
-
-
-def test_a_truncated_file_of_a_folder_is_found(tmp_path):
-    short = CONTENTS | {"test/traj_0_to_1": CONTENTS["test/traj_0_to_1"][:-1]}
-    with pytest.raises(UserError, match="test/traj_0_to_1.tfrecords: record 1: truncated"):
-        fetch(write_folder(tmp_path / "bad", short))
-    assert files() == []
-
-
-def test_a_source_that_is_none_is_refused(tmp_path):
-    for source in (tmp_path / "nowhere", tmp_path):
-        with pytest.raises(UserError, match=f"data.source: {source} is neither a tar nor a folder"):
-            fetch(source)
-    (tmp_path / "text").write_text("text" * 1000)
-    with pytest.raises(UserError, match="text: not a tar"):
-        fetch(tmp_path / "text")
-
-
-@pytest.mark.parametrize("wrong", [{"camera": "front"}, {"camera": ""}, {"val_every": 1}])
-def test_bad_values_name_the_key(wrong):
-    with pytest.raises(UserError, match=f"data.{next(iter(wrong))}"):
-        BAIR(batch_size=1, **wrong)
 
 
 # -- space
@@ -488,27 +312,3 @@ def test_download_is_converted_and_kept_for_another_time(tar, monkeypatch, capsy
     remove(STORES)
     fetch(camera="image_main")  # the server is gone
     assert files() == sorted([*STORES, f"data/{bair.ARCHIVE}"])
-
-
-@pytest.mark.parametrize("filler", [b"\0", b"\xff"])
-def test_a_damaged_header_inside_a_tar_is_found(tar, filler):
-    """tarfile takes it for the end, and the rest would be lost without a word."""
-    with tarfile.open(tar) as archive:
-        header = archive.getmembers()[-1].offset
-    content = bytearray(tar.read_bytes())
-    content[header : header + 512] = 512 * filler
-    tar.write_bytes(content)
-    with pytest.raises(UserError, match=r"damaged after byte .*get it again"):
-        fetch(tar)
-    assert not [name for name in files() if name.endswith(".h5")]
-
-
-def test_stores_of_another_source_or_split_are_not_taken_for_this_one(tar, tmp_path):
-    fetch(tar)
-    fetch()  # nothing named: what is there will do
-    other = tmp_path / "other.tar"
-    other.write_bytes(tar.read_bytes())
-    with pytest.raises(UserError, match=r"made from .*other.tar.*delete"):
-        fetch(other)
-    with pytest.raises(UserError, match=r"validation every .*delete"):
-        fetch(tar, val_every=7)
