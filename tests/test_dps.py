@@ -222,26 +222,6 @@ def problem() -> tuple[CurvedPrior, Tensor, Tensor]:
     return CurvedPrior(LinearSchedule(60, 1e-3, 0.2)), normal(4, 1, *SHAPE[1:], seed=1), normal(31, 4, *SHAPE, seed=2)
 
 
-def test_a_sample_alone_equals_itself_in_a_batch(problem):
-    prior, y, draws = problem
-    zeta = torch.tensor([0.25, 0.5, 1.0, 3.0])
-    together = dps_sample(prior, seen(y), replay(draws), steps=30, zeta=zeta)
-    for b in range(4):
-        alone = dps_sample(prior, seen(y[b : b + 1]), replay(draws[:, b : b + 1]), steps=30, zeta=zeta[b].item())
-        torch.testing.assert_close(alone, together[b : b + 1], atol=1e-9, rtol=0)
-
-
-def test_nan_in_one_observation_leaves_the_others_untouched(problem):
-    prior, y, draws = problem
-    good = dps_sample(prior, seen(y), replay(draws), steps=30)
-    y = y.clone()
-    y[1, 0, 0, 0, 0] = math.nan
-    bad = dps_sample(prior, seen(y), replay(draws), steps=30)
-    others = [0, 2, 3]
-    assert torch.equal(bad[others], good[others])
-    assert bad[1].isnan().all()
-
-
 # The interface
 
 

@@ -82,26 +82,6 @@ def test_a_fit_within_the_noise_is_left_alone(problem):
     assert torch.equal(guided, prior.decode(ancestral_sample(prior, replay(draws), steps=30)))
 
 
-def test_a_sample_alone_equals_itself_in_a_batch(problem):
-    prior, y, draws = problem
-    zeta = torch.tensor([0.1, 0.3, 0.5, 1.0])
-    together = dps_polyak_sample(prior, seen(y), replay(draws), steps=30, zeta=zeta)
-    for b in range(4):
-        one = seen(y[b : b + 1])
-        alone = dps_polyak_sample(prior, one, replay(draws[:, b : b + 1]), steps=30, zeta=zeta[b].item())
-        torch.testing.assert_close(alone, together[b : b + 1], atol=1e-9, rtol=0)
-
-
-def test_nan_in_one_observation_leaves_the_others_untouched(problem):
-    prior, y, draws = problem
-    good = dps_polyak_sample(prior, seen(y), replay(draws), steps=30)
-    y = y.clone()
-    y[1, 0, 0, 0, 0] = math.nan
-    bad = dps_polyak_sample(prior, seen(y), replay(draws), steps=30)
-    assert torch.equal(bad[[0, 2, 3]], good[[0, 2, 3]])
-    assert bad[1].isnan().all()
-
-
 def test_no_step_is_longer_than_allowed(problem):
     prior, y, draws = problem
     free = dps_polyak_sample(prior, seen(1e3 * y), replay(draws), steps=1, max_move=math.inf)

@@ -1,0 +1,98 @@
+"""What every guided sampler owes: samples that do not interact, steps that are heard, no guidance where none is due."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from test_dps import SHAPE, CurvedPrior, first_frame, normal, replay, seen
+from torch import Tensor
+
+from vsr_lightning.inference.dps import dps_sample
+from vsr_lightning.inference.dps_multistep import dps_multistep_sample
+from vsr_lightning.inference.dps_polyak import dps_polyak_sample
+from vsr_lightning.inference.dps_restart import dps_restart_sample
+from vsr_lightning.models.schedule import LinearSchedule
+
+STEPS = 30
+SAMPLERS = {
+    "dps": dps_sample,
+    "dps_polyak": dps_polyak_sample,
+    "dps_polyak, deterministic": partial(dps_polyak_sample, eta=0.0),
+    "dps_restart": dps_restart_sample,
+    "dps_multistep": dps_multistep_sample,
+    "dps_multistep, deterministic": partial(dps_multistep_sample, stochastic=False),
+}
+
+
+@pytest.fixture(params=SAMPLERS)
+def sample(request):
+    """One of the samplers at STEPS steps."""
+    return partial(SAMPLERS[request.param], steps=STEPS)
+
+
+@pytest.fixture
+def problem() -> tuple[CurvedPrior, Tensor, Tensor]:
+    """A prior, observations of 4 videos, and more draws than any sampler needs."""
+    return (
+        CurvedPrior(LinearSchedule(60, 1e-3, 0.2)),
+        normal(4, 1, *SHAPE[1:], seed=1),
+        normal(2 * STEPS, 4, *SHAPE, seed=2),
+    )
+
+
+def test_a_sample_alone_equals_itself_in_a_batch(sample, problem):
+    prior, y, draws = problem
+    zeta = torch.tensor([0.1, 0.3, 0.5, 1.0])
+    together = sample(prior, seen(y), replay(draws), zeta=zeta)
+    for b in range(4):
+        one = seen(y[b : b + 1])
+        alone = sample(prior, one, replay(draws[:, b : b + 1]), zeta=zeta[b].item())
+        torch.testing.assert_close(alone, together[b : b + 1], atol=1e-9, rtol=0)
+
+
+def test_nan_in_one_observation_leaves_the_others_untouched(sample, problem):
+    prior, y, draws = problem
+    good = sample(prior, seen(y), replay(draws))
+    y = y.clone()
+    y[1, 0, 0, 0, 0] = math.nan
+    bad = sample(prior, seen(y), replay(draws))
+    assert torch.equal(bad[[0, 2, 3]], good[[0, 2, 3]])
+    assert bad[1].isnan().all()
+
+
+def test_nothing_observed_is_no_guidance(sample, problem):
+    prior, y, draws = problem
+    nothing = seen(torch.zeros_like(y), lambda x: 0 * first_frame(x))
+    assert torch.equal(sample(prior, nothing, replay(draws), zeta=0.5), sample(prior, seen(y), replay(draws), zeta=0.0))
+
+
+def test_guidance_brings_the_observation_nearer(sample, problem):
+    prior, y, draws = problem
+    distance = [
+        (first_frame(sample(prior, seen(y), replay(draws), zeta=zeta)) - y).flatten(1).norm(dim=1)
+        for zeta in (0.0, 0.5)
+    ]
+    assert (distance[1] < 0.5 * distance[0]).all()
+
+
+def test_on_step_hears_every_step(sample, problem):
+    prior, y, draws = problem
+    heard = []
+    sample(prior, seen(y), replay(draws), on_step=lambda *args: heard.append(args))
+    assert [index for index, _, _ in heard] == list(range(STEPS))
+    assert heard[-1][1].t == 0
+    assert all(residual.shape == (4,) and not residual.requires_grad for _, _, residual in heard)
+
+
+def test_callers_need_no_gradients(sample, problem):
+    prior, y, draws = problem
+    prior.a.requires_grad_()  # nor must a trainable prior leave a graph behind
+    expected = sample(prior, seen(y), replay(draws))
+    with torch.no_grad():
+        without = sample(prior, seen(y), replay(draws))
+        assert not torch.is_grad_enabled()
+    for x_hat in (expected, without):
+        assert not x_hat.requires_grad
+        assert torch.equal(x_hat, expected)
+    assert prior.a.grad is None
