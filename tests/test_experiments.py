@@ -6,7 +6,7 @@ import pytest
 
 from vsr_lightning.config import build, load_config
 from vsr_lightning.data.clips import ClipDataModule
-from vsr_lightning.evaluation.grid import degradations, grid_items, widths
+from vsr_lightning.evaluation.grid import degradations, grid_items, sampler_sections, widths
 from vsr_lightning.models.prior import Prior
 from vsr_lightning.models.vae import VAE
 
@@ -49,12 +49,13 @@ def test_sampling_builds_with_and_without_gpu(path):
                 sigma_h = widths(experiment.grid, variant)
                 operator = variant.operator(sigma_h, SIZE, SIZE)
                 assert operator.A_v.shape == (len(sigma_h), SIZE // variant.factor, SIZE)
-        if experiment.sampler:
-            assert callable(build(experiment.sampler, "sampler"))
+        samplers = sampler_sections(experiment) if experiment.sampler or experiment.grid.sampler else {}
+        for section in samplers.values():
+            assert callable(build(section, "sampler"))
         for target in experiment.figures:
             assert callable(build({"target": target}, "figures", run_dir=path))
-        if experiment.sampler and experiment.data:
+        if samplers and experiment.data:
             schedule = build(experiment.schedule, "schedule")
-            for steps in {item.steps for item in grid_items(experiment.grid, experiment.sampler, degradation)}:
+            for steps in {item.steps for item in grid_items(experiment.grid, samplers, degradation)}:
                 schedule.respaced(steps)
             assert max(experiment.grid.num_frames) <= experiment.data["num_frames"]

@@ -18,16 +18,17 @@ from vsr_lightning.evaluation.grid import (
     grid_items,
     observation_batch,
     row_maker,
+    sampler_sections,
 )
 
 SWEEP = Path(__file__).parents[1] / "experiments" / "moving_mnist" / "sweep_frames.yaml"
-SAMPLER = {"steps": 5, "zeta": 1.0}
+SAMPLER = {"dps": {"steps": 5, "zeta": 1.0}}
 GAUSSIAN = Downsample()
 
 
 def make_item(**changes):
     values = {"factor": 8, "kernel": "gaussian", "num_frames": 2, "order": "random", "sigma_h": 2.0, "sigma_y": 0.02}
-    return Item(**values | {"steps": 5, "zeta": 1.0, "video": 0, "noise": 0} | changes)
+    return Item(**values | {"sampler": "dps", "steps": 5, "zeta": 1.0, "video": 0, "noise": 0} | changes)
 
 
 def operators_of(**lists):
@@ -43,7 +44,7 @@ def make_clips(count=3, frames=4):
 
 def test_the_shipped_sweep_has_1600_items():
     experiment = load_config(SWEEP, ["full=true"])
-    items = grid_items(experiment.grid, experiment.sampler, GAUSSIAN)
+    items = grid_items(experiment.grid, sampler_sections(experiment), GAUSSIAN)
     assert len(items) == len(set(items)) == 1600
     # The noise instances of a video lie side by side, then the videos of a condition.
     assert [(item.video, item.noise) for item in items[:80]] == list(itertools.product(range(8), range(10)))
@@ -61,7 +62,7 @@ def test_lists_of_the_grid_stand_over_the_sampler():
     items = grid_items(grid, SAMPLER, GAUSSIAN)
     assert [(item.steps, item.zeta) for item in items] == [(10, 1), (10, 2), (20, 1), (20, 2)]
     with pytest.raises(UserError, match="sampler.zeta: missing"):
-        grid_items(Grid(), {"steps": 5}, GAUSSIAN)
+        grid_items(Grid(), {"dps": {"steps": 5}}, GAUSSIAN)
 
 
 def test_lists_of_the_grid_stand_over_the_degradation():
@@ -168,9 +169,40 @@ def test_rows_hold_the_item_and_the_columns_of_the_sweep():
 
 def test_a_first_look_has_every_condition_before_any_second_video():
     conditions = [(frames, video, noise) for frames in (1, 3) for video in range(2) for noise in range(2)]
-    items = [Item(8, "gaussian", f, "random", 2.0, 0.02, 10, 1.0, video, noise) for f, video, noise in conditions]
+    items = [
+        Item(8, "gaussian", f, "random", 2.0, 0.02, "dps", 10, 1.0, video, noise) for f, video, noise in conditions
+    ]
     looks = [[conditions[items.index(item)] for item in first_look(items, limit)] for limit in (2, 4, 5)]
     assert looks[0] == [(1, 0, 0), (3, 0, 0)]
     assert looks[1] == [(1, 0, 0), (1, 1, 0), (3, 0, 0), (3, 1, 0)]
     assert set(looks[2]) == {*looks[1], (1, 0, 1)}
     assert first_look(items, None) == first_look(items, 100) == items
+
+
+def test_several_samplers_are_conditions_of_one_sweep():
+    sections = {"a": {"steps": 5, "zeta": 1.0}, "b": {"steps": 7, "zeta": 2.0}}
+    items = grid_items(Grid(videos=2, noises=1, factor=[4, 8], zeta=[]), sections, GAUSSIAN)
+    assert {(item.sampler, item.steps, item.zeta) for item in items} == {("a", 5, 1.0), ("b", 7, 2.0)}
+    assert len(items) == 8
+    batches = batches_of_rank(items, batch_size=16, rank=0, world_size=1)
+    assert [{items[index].batch_key for index in batch} for batch in batches] == [
+        {("a", 5, 4, "gaussian")},
+        {("a", 5, 8, "gaussian")},
+        {("b", 7, 4, "gaussian")},
+        {("b", 7, 8, "gaussian")},
+    ]
+    both = grid_items(Grid(videos=1, noises=1, steps=[3, 4], zeta=[0.5]), sections, GAUSSIAN)
+    assert [(item.sampler, item.steps, item.zeta) for item in both] == [
+        ("a", 3, 0.5), ("a", 4, 0.5), ("b", 3, 0.5), ("b", 4, 0.5),
+    ]  # fmt: skip
+
+
+def test_which_samplers_a_sweep_has():
+    assert list(sampler_sections(load_config(SWEEP))) == ["dps_polyak"]
+    named = "samplers.mine={target: vsr_lightning.inference.dps.dps_sample, steps: 3, zeta: 1.0}"
+    experiment = load_config(SWEEP, [named, "grid.sampler=[mine]"])
+    assert sampler_sections(experiment) == {"mine": experiment.samplers["mine"]}
+    with pytest.raises(UserError, match="grid.sampler: 'mind' is not in samplers; did you mean 'mine'"):
+        load_config(SWEEP, [named, "grid.sampler=[mind]"])
+    with pytest.raises(UserError, match="samplers.mine.zeal: .* no such parameter"):
+        load_config(SWEEP, [named, "samplers.mine.zeal=3"])

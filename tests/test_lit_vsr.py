@@ -45,6 +45,7 @@ def make_batch(prior: Prior, items: list[int], size: int | None = None, **change
         "keys": [(0, i, 7) for i in items],
         "factor": 8,
         "kernel": "gaussian",
+        "sampler": "dps",
         "steps": STEPS,
         "zeta": torch.tensor([1.0 + i for i in items]),
         "size": size or len(items),
@@ -66,7 +67,7 @@ def predict(module: LitVSR, *batches: ObservationBatch) -> list[Restoration]:
 
 
 def make_module(prior: Prior, sampler=dps_sample) -> LitVSR:
-    return LitVSR(prior, Downsample(), sampler)
+    return LitVSR(prior, Downsample(), {"dps": sampler})
 
 
 def without_seconds(measured: list[dict[str, float]]) -> list[dict[str, float]]:

@@ -108,6 +108,7 @@ class Grid:
     sigma_y: list[float] = field(default_factory=lambda: [0.02])
     steps: list[int] = field(default_factory=list)  # empty: sampler.steps
     zeta: list[float] = field(default_factory=list)  # empty: sampler.zeta
+    sampler: list[str] = field(default_factory=list)  # names of `samplers`; empty: the section `sampler`
 
     def __post_init__(self) -> None:
         if self.split not in ("test", "val"):
@@ -156,6 +157,7 @@ class Experiment:
     schedule: dict[str, Any] = field(default_factory=dict)
     degradation: dict[str, Any] = field(default_factory=dict)
     sampler: dict[str, Any] = field(default_factory=dict)
+    samplers: dict[str, Any] = field(default_factory=dict)  # several, by names that grid.sampler lists
     figures: list[str] = field(default_factory=list)  # functions that draw a run folder's figures
     without_gpu: list[str] = field(default_factory=list)  # overrides of a sweep on a machine without a GPU
     full: bool = False  # the whole grid all the same
@@ -198,6 +200,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     for name in ("data", "vae", "dit", "schedule", "degradation", "sampler"):
         if section := getattr(experiment, name):
             check_target(section, name)
+    for name, section in experiment.samplers.items():
+        if not isinstance(section, dict):
+            raise UserError(f"samplers.{name}: is a section with a `target:`, not the value {section!r}")
+        check_target(section, f"samplers.{name}")
+    for name in experiment.grid.sampler:
+        if name not in experiment.samplers:
+            raise UserError(f"grid.sampler: '{name}' is not in samplers{_nearest(name, experiment.samplers)}")
     for target in experiment.figures:
         check_target({"target": target, "run_dir": ""}, "figures")
     return experiment

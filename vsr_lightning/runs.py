@@ -26,7 +26,7 @@ from vsr_lightning.config import Experiment, UserError, to_yaml
 # priors are known by the fingerprint of their weights, not by their folder.
 IDENTITY = {
     "train": ("seed", "init", "data", "vae", "dit", "schedule", "training"),
-    "sweep": ("seed", "data", "degradation", "sampler", "grid"),
+    "sweep": ("seed", "data", "degradation", "sampler", "samplers", "grid"),
 }
 NOT_IDENTITY = {
     "data": ("dir", "num_workers", "processes", "source"),

@@ -150,6 +150,10 @@ class ClipDataModule(lightning.LightningDataModule, ABC):
     def test_clips(self) -> Dataset[Tensor]:
         """Test clips; nothing is trained or tuned on them."""
 
+    def held_out_clips(self, split: str) -> Dataset[Tensor]:
+        """The clips that a sweep restores, of the split `val` or `test`."""
+        return self.val_clips() if split == "val" else self.test_clips()
+
     @abstractmethod
     def clips_name(self, split: str) -> str:
         """What the clips of a split are, in a few words: the `dataset` of a result."""

@@ -71,7 +71,7 @@ def _seconds_per_step(job: Job) -> Iterator[float]:
 
 
 def _is_alike(row: Row, job: Job) -> bool:
-    same = all(row.get(column) == job.fixed[column] for column in ("prior", "sampler"))
+    same = row.get("prior") == job.fixed["prior"] and row.get("sampler") in job.samplers
     return same and row["status"] == "ok" and isinstance(row.get("seconds"), int | float)
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vsr_lightning.config import Grid, UserError
+from vsr_lightning.config import Experiment, Grid, UserError
 from vsr_lightning.data.clips import to_video
 from vsr_lightning.degradation.downsample import Downsample
 from vsr_lightning.degradation.frame_mask import frame_mask, observed_frames
@@ -27,15 +27,16 @@ class Item:
     order: str
     sigma_h: float
     sigma_y: float
+    sampler: str
     steps: int
     zeta: float
     video: int
     noise: int
 
     @property
-    def batch_key(self) -> tuple[int, int, str]:
-        """What the items of a batch have in common: the sampler's steps, and the operator but for its width."""
-        return self.steps, self.factor, self.kernel
+    def batch_key(self) -> tuple[str, int, int, str]:
+        """What the items of a batch have in common: the sampler, its steps, and the operator but for its width."""
+        return self.sampler, self.steps, self.factor, self.kernel
 
 
 Sample = tuple[Item, Tensor]  # an item and its clip, uint8 (F, H, W, C)
@@ -72,31 +73,46 @@ def widths(grid: Grid, degradation: Downsample) -> list[float]:
     return [float(sigma_h) for sigma_h in grid.sigma_h]
 
 
-def grid_items(grid: Grid, sampler: dict[str, Any], degradation: Downsample) -> list[Item]:
+def sampler_sections(experiment: Experiment) -> dict[str, dict[str, Any]]:
+    """The samplers of a sweep, by the name that its rows give them: those of `grid.sampler`, else the one."""
+    if experiment.grid.sampler:
+        return {name: experiment.samplers[name] for name in experiment.grid.sampler}
+    name = experiment.sampler["target"].rpartition(".")[2].removesuffix("_sample")
+    return {name: experiment.sampler}
+
+
+def grid_items(grid: Grid, samplers: Mapping[str, dict[str, Any]], degradation: Downsample) -> list[Item]:
     """Every combination of the grid's lists, videos and noise instances; what can share a batch lies side by side.
 
-    `sampler` and `degradation` say what lists that are empty leave open. Raises UserError.
+    `samplers` (see `sampler_sections`) and `degradation` say what lists that are empty leave open. Raises UserError.
     """
-    for key in ("steps", "zeta"):
-        if not getattr(grid, key) and key not in sampler:
-            raise UserError(f"sampler.{key}: missing; the sweep needs a number, or the list grid.{key}")
-    if not grid.zeta and not 0 <= sampler["zeta"] < math.inf:
-        raise UserError(f"sampler.zeta: {sampler['zeta']} is negative or not finite")
-    conditions = itertools.product(
-        grid.steps or [sampler["steps"]],
-        degradations(grid, degradation),
-        grid.zeta or [sampler["zeta"]],
-        grid.num_frames,
-        grid.order,
-        grid.sigma_y,
-    )
-    return [
-        Item(d.factor, d.kernel, frames, order, sigma_h, float(sigma_y), steps, float(zeta), video, noise)
-        for steps, d, zeta, frames, order, sigma_y in conditions
+    settings = [setting for name, section in samplers.items() for setting in _settings(grid, name, section)]
+    conditions = itertools.product(settings, degradations(grid, degradation), grid.num_frames, grid.order, grid.sigma_y)
+    items = [
+        Item(d.factor, d.kernel, frames, order, sigma_h, float(sigma_y), *setting, video, noise)
+        for setting, d, frames, order, sigma_y in conditions
         for sigma_h in widths(grid, d)
         for video in range(grid.videos)
         for noise in range(grid.noises)
     ]
+    return sorted(items, key=_batch_order(items))
+
+
+def _settings(grid: Grid, name: str, section: Mapping[str, Any]) -> list[tuple[str, int, float]]:
+    """Name, steps and zeta of each way in which a sampler is used."""
+    for key in ("steps", "zeta"):
+        if not getattr(grid, key) and key not in section:
+            raise UserError(f"sampler.{key}: missing for {name}; give a number, or the list grid.{key}")
+    if not grid.zeta and not 0 <= section["zeta"] < math.inf:
+        raise UserError(f"sampler.zeta: {section['zeta']} is negative or not finite")
+    zetas = [float(zeta) for zeta in grid.zeta or [section["zeta"]]]
+    return [(name, steps, zeta) for steps in grid.steps or [section["steps"]] for zeta in zetas]
+
+
+def _batch_order(items: Sequence[Item]) -> Callable[[Item], int]:
+    """A sort key that brings together what can share a batch, and changes no other order."""
+    places = {key: place for place, key in enumerate(dict.fromkeys(item.batch_key for item in items))}
+    return lambda item: places[item.batch_key]
 
 
 def first_look(items: list[Item], limit: int | None) -> list[Item]:
@@ -166,6 +182,7 @@ def observation_batch(samples: list[Sample], seed: int, pad_to: int | None = Non
         keys=[(seed, item.video, item.noise) for item in items],
         factor=items[0].factor,
         kernel=items[0].kernel,
+        sampler=items[0].sampler,
         steps=items[0].steps,
         zeta=torch.tensor([item.zeta for item in items]),
         size=size,

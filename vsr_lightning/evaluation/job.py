@@ -1,7 +1,7 @@
 """What a sweep has to do: its experiment checked, its prior, operator, sampler and clips loaded, its items listed."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from vsr_lightning.config import Experiment, UserError, build
 from vsr_lightning.data.clips import ClipDataModule
 from vsr_lightning.degradation.downsample import Downsample
 from vsr_lightning.evaluation import results
-from vsr_lightning.evaluation.grid import Item, degradations, grid_items, row_maker, widths
+from vsr_lightning.evaluation.grid import Item, degradations, grid_items, row_maker, sampler_sections, widths
 from vsr_lightning.inference.lit_vsr import check_frames
 from vsr_lightning.models.prior import Prior, fingerprint, load_prior
 
@@ -28,7 +28,7 @@ class Job:
     experiment: Experiment
     prior: Prior
     degradation: Downsample
-    sampler: Callable[..., Tensor]
+    samplers: dict[str, Callable[..., Tensor]]  # by the name in their rows
     clips: Dataset[Tensor]  # uint8 (F, H, W, C) by video number
     items: list[Item]  # of the whole grid
     fixed: Row
@@ -53,22 +53,23 @@ def prepare(experiment: Experiment) -> Job:
     degradation = build(experiment.degradation, "degradation", Downsample)
     datamodule = build({"seed": experiment.seed, "batch_size": 1, **experiment.data}, "data", ClipDataModule)
     clips = _clips(datamodule, experiment, prior)
-    items = grid_items(experiment.grid, experiment.sampler, degradation)
-    sampler = _sampler(experiment)
-    for steps in {item.steps for item in items}:
-        prior.schedule.respaced(steps, **_time_grid(sampler))
+    sections = sampler_sections(experiment)
+    items = grid_items(experiment.grid, sections, degradation)
+    samplers = {name: _sampler(section) for name, section in sections.items()}
+    for name, steps in {(item.sampler, item.steps) for item in items}:
+        prior.schedule.respaced(steps, **_time_grid(samplers[name]))
     for variant in degradations(experiment.grid, degradation):
         variant.operator(widths(experiment.grid, variant), *prior.video_shape[-2:])
     fixed = _fixed_columns(experiment, datamodule, prior)
     inputs = {key: fixed[key] for key in ("prior", "dataset")}
     if store := datamodule.fingerprint(experiment.grid.split):
         inputs["store"] = store
-    return Job(experiment, prior, degradation, sampler, clips, items, fixed, inputs)
+    return Job(experiment, prior, degradation, samplers, clips, items, fixed, inputs)
 
 
-def _sampler(experiment: Experiment) -> Callable[..., Tensor]:
-    """The sampler, its own parameters bound; `steps` and `zeta` come with each item."""
-    section = {key: value for key, value in experiment.sampler.items() if key not in ("steps", "zeta")}
+def _sampler(section: Mapping[str, Any]) -> Callable[..., Tensor]:
+    """A sampler, its own parameters bound; `steps` and `zeta` come with each item."""
+    section = {key: value for key, value in section.items() if key not in ("steps", "zeta")}
     if given := {"prior", "observation", "noise", "on_step"} & section.keys():
         raise UserError(f"sampler.{min(given)}: is given by the sweep; leave it out")
     return build(section, "sampler")
@@ -81,7 +82,7 @@ def _time_grid(sampler: Callable[..., Tensor]) -> dict[str, Any]:
 
 
 def _clips(datamodule: ClipDataModule, experiment: Experiment, prior: Prior) -> Dataset[Tensor]:
-    clips = datamodule.val_clips() if experiment.grid.split == "val" else datamodule.test_clips()
+    clips = datamodule.held_out_clips(experiment.grid.split)
     available = len(clips)  # type: ignore[arg-type]
     if experiment.grid.videos > available:
         raise UserError(
@@ -98,7 +99,6 @@ def _clips(datamodule: ClipDataModule, experiment: Experiment, prior: Prior) -> 
 
 def _fixed_columns(experiment: Experiment, datamodule: ClipDataModule, prior: Prior) -> Row:
     return {
-        "sampler": experiment.sampler["target"].rpartition(".")[2].removesuffix("_sample"),
         "seed": experiment.seed,
         "prior": f"{prior.card.get('name', 'prior')}@{fingerprint(experiment.prior)}",
         "dataset": datamodule.clips_name(experiment.grid.split),

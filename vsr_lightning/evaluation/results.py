@@ -168,8 +168,8 @@ def write_tables(run_dir: Path) -> None:
     rows = [by_key[key] | dict(zip((*CONDITION, *ITEM), key, strict=True)) for key in sorted(by_key, key=sortable)]
     means_path = run_dir / "means.csv"
     means = read_table(means_path) if means_path.exists() else []
-    _write_csv(run_dir / "results.csv", rows, first=COLUMNS)
-    _write_csv(run_dir / "summary.csv", summarise(rows, means), first=(*CONDITION, "n", "failed"))
+    write_csv(run_dir / "results.csv", rows, first=COLUMNS)
+    write_csv(run_dir / "summary.csv", summarise(rows, means), first=(*CONDITION, "n", "failed"))
 
 
 def write_means(run_dir: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -182,7 +182,7 @@ def write_means(run_dir: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     earlier = read_table(path) if path.exists() else []
     by_key = {item_key(row): dict(row) for row in (*earlier, *rows)}
     ordered = [by_key[key] for key in sorted(by_key, key=sortable)]
-    _write_csv(path, ordered, first=("video", *CONDITION))
+    write_csv(path, ordered, first=("video", *CONDITION))
 
 
 def read_table(path: Path) -> list[Row]:
@@ -191,7 +191,7 @@ def read_table(path: Path) -> list[Row]:
         return [{column: _parse(cell) for column, cell in row.items()} for row in csv.DictReader(file)]
 
 
-def _write_csv(path: Path, rows: Sequence[Row], first: Sequence[str]) -> None:
+def write_csv(path: Path, rows: Sequence[Row], first: Sequence[str]) -> None:
     """Write `rows` with the columns `first`, then the others as they come."""
     others = dict.fromkeys(column for row in rows for column in row if column not in first)
     with files.replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:

@@ -1,7 +1,7 @@
 """Video super-resolution as a LightningModule: observes true clips, restores them, and measures the restoration."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import lightning as L
@@ -29,6 +29,7 @@ class ObservationBatch:
     keys: list[SampleKey]  # name the random streams
     factor: int  # of the operator, HR pixels per LR pixel
     kernel: str  # of the operator
+    sampler: str
     steps: int
     zeta: Tensor  # (B,)
     size: int
@@ -48,14 +49,14 @@ class Restoration:
 class LitVSR(L.LightningModule):
     """Posterior sampling of one batch of observations after another, through `Trainer.predict`.
 
-    Needs `Trainer(inference_mode=False)`: guidance takes gradients. `sampler` is called as `dps_sample` is, less
-    the parameters already bound. `degradation` is the operator, at the factor and kernel of each batch. `on_step`, if
-    set, hears of every sampler step.
+    Needs `Trainer(inference_mode=False)`: guidance takes gradients. `samplers`, by the names that batches use, are
+    called as `dps_sample` is, less the parameters already bound. `degradation` is the operator, at the factor and
+    kernel of each batch. `on_step`, if set, hears of every sampler step.
     """
 
-    def __init__(self, prior: Prior, degradation: Downsample, sampler: Callable[..., Tensor]) -> None:
+    def __init__(self, prior: Prior, degradation: Downsample, samplers: Mapping[str, Callable[..., Tensor]]) -> None:
         super().__init__()
-        self.prior, self.degradation, self.sampler = prior, degradation, sampler
+        self.prior, self.degradation, self.samplers = prior, degradation, samplers
         self.on_step: Callable[[], None] | None = None
 
     def compile_networks(self) -> None:
@@ -75,7 +76,7 @@ class LitVSR(L.LightningModule):
             if self.on_step is not None:
                 self.on_step()
 
-        x_hat = self.sampler(
+        x_hat = self.samplers[batch.sampler](
             self.prior,
             Observation(y, lambda x: mask_frames(operator(x), batch.mask), noise_norm(batch, y)),
             SamplerNoise(batch.keys, self.prior.latent_shape, y.device),

@@ -1,0 +1,77 @@
+"""Samplers compared: numbers against hand-made rows, and a figure that is drawn of them."""
+
+import math
+
+import pytest
+from PIL import Image
+
+from vsr_lightning.evaluation.results import RowWriter, write_means, write_tables
+from vsr_lightning.figures.reading import read_table
+from vsr_lightning.figures.samplers import COLUMNS, compare, make_figures
+
+CONDITION = {
+    "factor": 8,
+    "kernel": "gaussian",
+    "num_frames": 10,
+    "order": "sequential",
+    "sigma_h": 2.0,
+    "sigma_y": 0.02,
+    "seed": 0,
+    "prior": "moving_mnist@0",
+    "dataset": "moving_mnist mnist val",
+}
+
+
+def item(sampler, steps, zeta, video, noise, psnr):
+    key = {"sampler": sampler, "steps": steps, "zeta": zeta, "video": video, "noise": noise}
+    return CONDITION | key | {"psnr_first": psnr, "psnr_mean": psnr, "seconds": steps / 100, "status": "ok"}
+
+
+@pytest.fixture
+def rows():
+    """Videos differ by 4 dB, settings by what is asserted: only pairs can tell."""
+    gains = {("slow", 1000, 3.0): 1.0, ("slow", 1000, 9.0): 0.5, ("fast", 100, 0.5): 0.8, ("fast", 250, 0.5): 1.1}
+    return [
+        item(*setting, video, noise, 20 + 4 * video + noise + gain + (0.2 * video if setting[1] == 100 else 0.0))
+        for setting, gain in gains.items()
+        for video in (0, 1)
+        for noise in (0, 1)
+    ]
+
+
+def test_differences_are_paired_with_the_best_of_the_longest_runs(rows):
+    table = {(line["sampler"], line["steps"], line["zeta"]): line for line in compare(rows)}
+    reference = table["slow", 1000, 3.0]
+    assert (reference["difference"], reference["difference_se"]) == (0, 0)
+    assert table["slow", 1000, 9.0]["difference"] == pytest.approx(-0.5)
+    fast = table["fast", 100, 0.5]
+    assert fast["difference"] == pytest.approx(-0.2 + 0.1)  # videos -0.2 and 0.0
+    assert fast["difference_se"] == pytest.approx(0.1)
+    assert fast["psnr_first"] == pytest.approx(20 + 2 + 0.5 + 0.8 + 0.1)
+    assert (fast["seconds"], fast["videos"]) == (1.0, 2)
+
+
+def test_items_that_the_reference_lacks_are_no_pair(rows):
+    lacking = [row for row in rows if not (row["steps"] == 1000 and row["video"] == 1)]
+    line = next(line for line in compare(lacking) if line["steps"] == 100)
+    assert line["difference"] == pytest.approx(-0.2)
+    assert math.isnan(line["difference_se"])
+
+
+def test_figure_and_table_of_a_run_folder(rows, tmp_path):
+    with RowWriter(tmp_path) as writer:
+        writer.append(rows)
+    means = [row | {"psnr_first_of_mean": row["psnr_first"] + 2, "n_samples": 2} for row in rows if row["noise"] == 0]
+    write_means(tmp_path, [{k: v for k, v in row.items() if k not in ("noise", "psnr_first")} for row in means])
+    write_tables(tmp_path)
+    paths = make_figures(tmp_path)
+    assert [path.name for path in paths] == ["samplers.png", "samplers.csv"]
+    assert Image.open(paths[0]).size[0] > 1000
+    table = read_table(paths[1])
+    assert tuple(table[0]) == COLUMNS
+    assert [line["sampler"] for line in table] == ["fast", "fast", "slow", "slow"]
+    assert all(line["psnr_first_of_mean"] for line in table)
+
+
+def test_no_results_no_figure(tmp_path):
+    assert make_figures(tmp_path) == []
