@@ -1,5 +1,7 @@
 """Batches of observations through Lightning's prediction loop: what is observed, restored, measured and reported."""
 
+import math
+from dataclasses import replace
 from functools import partial
 
 import lightning as L
@@ -130,6 +132,17 @@ def test_observation_is_made_from_the_raw_video(prior):
     assert result.y[0, 1:].abs().max() == 0
     reconstruction = prior.decode(prior.encode(batch.x)).view(2, frames, channels, height // 8, 8, width // 8, 8)
     assert (reconstruction.mean(dim=(4, 6)) - blocks).abs().mean() > 0.01
+
+
+def test_observation_made_from_the_reconstruction_where_that_is_asked_for(prior):
+    batch = make_batch(prior, [0, 1], sigma_y=torch.zeros(2))
+    module = LitVSR(prior, Downsample(kernel="box"), {"dps": answer_with(batch.x)}, observe_reconstruction=True)
+    (result,) = predict(module, replace(batch, kernel="box", sigma_h=[0.0, 0.0]))
+    with torch.no_grad():
+        reconstruction = prior.decode(prior.encode(batch.x))
+    blocks = reconstruction.unflatten(-1, (-1, 8)).unflatten(-3, (-1, 8)).mean(dim=(-3, -1))
+    torch.testing.assert_close(result.y[0, 0], blocks[0, 0])
+    assert all(row["psnr_first"] == math.inf for row in result.measured)  # measured against the truth all the same
 
 
 def test_sensor_noise_of_a_frame_does_not_depend_on_which_are_observed(prior):

@@ -154,7 +154,7 @@ def _report_parser() -> argparse.ArgumentParser:
 
 
 def _fit_to_machine(experiment: Experiment, options: argparse.Namespace) -> Experiment:
-    """Without a GPU, the experiment's small preset, unless full=true asks for the whole grid."""
+    """Without a GPU, the experiment's small preset under a name of its own, unless full=true asks for all of it."""
     import torch
 
     if not experiment.without_gpu or experiment.full or torch.cuda.is_available():
@@ -164,7 +164,8 @@ def _fit_to_machine(experiment: Experiment, options: argparse.Namespace) -> Expe
             "no GPU here: taking the small preset; add full=true for the whole grid (days on a CPU)",
             file=sys.stderr,
         )
-    return load_config(options.experiment, [*experiment.without_gpu, *options.overrides])
+    preset = [f"name={experiment.name}_small", *experiment.without_gpu]
+    return load_config(options.experiment, [*preset, *options.overrides])
 
 
 def _quiet() -> None:

@@ -99,6 +99,9 @@ class Grid:
     videos: int = 8
     noises: int = 10
     keep_videos: int = 1  # clips to look at, of noise instance 0 of the first so many videos of each condition
+    # What is degraded: the clips, or `reconstruction`, what the VAE makes of them. The latter is an inverse crime,
+    # there to see what it does: observations then hold nothing that the decoder cannot show.
+    observe: str = "truth"
     num_frames: list[int] = field(default_factory=lambda: [10])
     order: list[str] = field(default_factory=lambda: ["sequential"])
     factor: list[int] = field(default_factory=list)  # empty: degradation.factor
@@ -111,8 +114,9 @@ class Grid:
     sampler: list[str] = field(default_factory=list)  # names of `samplers`; empty: the section `sampler`
 
     def __post_init__(self) -> None:
-        if self.split not in ("test", "val"):
-            raise UserError(f"grid.split: '{self.split}' is not 'test' or 'val'")
+        for name, known in {"split": ("test", "val"), "observe": ("truth", "reconstruction")}.items():
+            if getattr(self, name) not in known:
+                raise UserError(f"grid.{name}: '{getattr(self, name)}' is not '{known[0]}' or '{known[1]}'")
         _at_least(1, self, "grid", "videos", "noises")
         _at_least(0, self, "grid", "keep_videos")
         for name in ("num_frames", "order", "sigma_h", "sigma_y"):
@@ -159,7 +163,7 @@ class Experiment:
     sampler: dict[str, Any] = field(default_factory=dict)
     samplers: dict[str, Any] = field(default_factory=dict)  # several, by names that grid.sampler lists
     figures: list[str] = field(default_factory=list)  # functions that draw a run folder's figures
-    without_gpu: list[str] = field(default_factory=list)  # overrides of a sweep on a machine without a GPU
+    without_gpu: list[str] = field(default_factory=list)  # overrides of a sweep, then called …_small, without a GPU
     full: bool = False  # the whole grid all the same
     unfinished: bool = False  # export a prior although its training has not reached training.max_steps
     training: Training = field(default_factory=Training)

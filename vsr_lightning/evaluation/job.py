@@ -20,6 +20,8 @@ from vsr_lightning.models.prior import Prior, fingerprint, load_prior
 
 Row = dict[str, Any]
 
+OBSERVED = {"truth": "", "reconstruction": ", observed as reconstructed"}  # added to the name of the clips
+
 
 @dataclass(frozen=True)
 class Job:
@@ -101,5 +103,5 @@ def _fixed_columns(experiment: Experiment, datamodule: ClipDataModule, prior: Pr
     return {
         "seed": experiment.seed,
         "prior": f"{prior.card.get('name', 'prior')}@{fingerprint(experiment.prior)}",
-        "dataset": datamodule.clips_name(experiment.grid.split),
+        "dataset": datamodule.clips_name(experiment.grid.split) + OBSERVED[experiment.grid.observe],
     }

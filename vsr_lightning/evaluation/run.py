@@ -50,7 +50,8 @@ def sweep(experiment: Experiment, limit: int | None = None) -> Path:
 def _restore(job: Job, missing: list[Item], folder: Path, rows: results.RowWriter) -> None:
     """Restore items, or as many as the time allows, each row on disk as soon as its batch is done."""
     experiment, options = job.experiment, job.experiment.trainer
-    module = LitVSR(job.prior, job.degradation, job.samplers)
+    from_reconstruction = experiment.grid.observe == "reconstruction"
+    module = LitVSR(job.prior, job.degradation, job.samplers, from_reconstruction)
     module.allow_zero_length_dataloader_with_multiple_devices = True  # few items, many devices
     if _pays_to_compile(experiment, missing):
         module.compile_networks()

@@ -51,12 +51,20 @@ class LitVSR(L.LightningModule):
 
     Needs `Trainer(inference_mode=False)`: guidance takes gradients. `samplers`, by the names that batches use, are
     called as `dps_sample` is, less the parameters already bound. `degradation` is the operator, at the factor and
-    kernel of each batch. `on_step`, if set, hears of every sampler step.
+    kernel of each batch. `on_step`, if set, hears of every sampler step. With `observe_reconstruction` the observation
+    is made from the VAE's reconstruction of the clips (an inverse crime; see `Grid.observe`).
     """
 
-    def __init__(self, prior: Prior, degradation: Downsample, samplers: Mapping[str, Callable[..., Tensor]]) -> None:
+    def __init__(
+        self,
+        prior: Prior,
+        degradation: Downsample,
+        samplers: Mapping[str, Callable[..., Tensor]],
+        observe_reconstruction: bool = False,
+    ) -> None:
         super().__init__()
         self.prior, self.degradation, self.samplers = prior, degradation, samplers
+        self.observe_reconstruction = observe_reconstruction
         self.on_step: Callable[[], None] | None = None
 
     def compile_networks(self) -> None:
@@ -68,7 +76,8 @@ class LitVSR(L.LightningModule):
         started = time.perf_counter()
         degradation = replace(self.degradation, factor=batch.factor, kernel=batch.kernel)
         operator = degradation.operator(batch.sigma_h, batch.x.shape[-2], batch.x.shape[-1], batch.x.device)
-        y = observe(batch, operator)
+        x = self._reconstruct(batch.x) if self.observe_reconstruction else batch.x
+        y = observe(replace(batch, x=x), operator)
         failures = FailureLog(len(y), y.device)
 
         def on_step(index: int, step: Step, residual: Tensor) -> None:
@@ -97,6 +106,10 @@ class LitVSR(L.LightningModule):
         )
 
     @torch.no_grad()
+    def _reconstruct(self, x: Tensor) -> Tensor:
+        return self.prior.decode(self.prior.encode(x))
+
+    @torch.no_grad()
     def _measure(
         self, batch: ObservationBatch, operator: SeparableOperator, y: Tensor, x_hat: Tensor, bicubic: Tensor
     ) -> list[dict[str, float]]:
@@ -104,15 +117,14 @@ class LitVSR(L.LightningModule):
         y_hat = mask_frames(operator(x_hat), batch.mask)
         pixels = batch.mask.sum(dim=1) * y[0, 0].numel()  # observed ones
         table = {"residual_rms": ((y - y_hat).square().flatten(1).sum(dim=1) / pixels).sqrt()}
-        reconstruction = self.prior.decode(self.prior.encode(batch.x))
-        for suffix, video in {"": x_hat, "_bicubic": bicubic, "_vae": reconstruction}.items():
+        for suffix, video in {"": x_hat, "_bicubic": bicubic, "_vae": self._reconstruct(batch.x)}.items():
             table |= {name + suffix: values for name, values in scores(video, batch.x).items()}
         columns = {name: values.tolist() for name, values in table.items()}
         return [{name: values[i] for name, values in columns.items()} for i in range(batch.size)]
 
 
 def observe(batch: ObservationBatch, operator: SeparableOperator) -> Tensor:
-    """Y = M(H(X) + E) (Eqs. 12, 15), from the raw video, never from its reconstruction by the VAE."""
+    """Y = M(H(X) + E) (Eqs. 12, 15), from the batch's videos."""
     clean = operator(batch.x)
     noise = sensor_noise(batch.keys, tuple(clean.shape[1:])).to(clean.device)
     return mask_frames(clean + batch.sigma_y[:, None, None, None, None] * noise, batch.mask)
