@@ -1,0 +1,65 @@
+"""Particles: with one it is Polyak's sampler, with several the best of independent descents goes on."""
+
+import pytest
+import torch
+from test_dps import SHAPE, CurvedPrior, noise_source, normal, replay, seen
+
+from vsr_lightning.config import UserError
+from vsr_lightning.inference.dps_particles import dps_particles_sample
+from vsr_lightning.inference.dps_polyak import dps_polyak_sample
+from vsr_lightning.models.schedule import LinearSchedule
+
+STEPS, PARTICLES, BATCH = 20, 3, 5
+
+
+@pytest.fixture
+def problem():
+    return CurvedPrior(LinearSchedule(60, 1e-3, 0.2)), seen(normal(BATCH, 1, *SHAPE[1:], seed=1))
+
+
+def test_one_particle_is_polyaks_sampler(problem):
+    prior, observation = problem
+    draws = normal(STEPS + 1, BATCH, *SHAPE, seed=2)
+    alone = dps_particles_sample(prior, observation, replay(draws), steps=STEPS, particles=1)
+    assert torch.equal(alone, dps_polyak_sample(prior, observation, replay(draws), steps=STEPS))
+
+
+def test_the_best_of_independent_descents_is_returned(problem):
+    """Chosen at the last step, of particles that must then have come down as if each were alone."""
+    prior, observation = problem
+    draws = normal(PARTICLES * (STEPS + 1), BATCH, *SHAPE, seed=3)
+    restored, residuals = [], []
+    for k in range(PARTICLES):
+        own = replay(draws[k::PARTICLES])
+        heard = []
+        restored.append(
+            dps_polyak_sample(
+                prior, observation, own, steps=STEPS, on_step=lambda index, step, r, heard=heard: heard.append(r)
+            )
+        )
+        residuals.append(heard[-1])
+    best = torch.stack(residuals).argmin(dim=0)
+    assert len(set(best.tolist())) > 1
+    expected = torch.stack([restored[k][b] for b, k in enumerate(best.tolist())])
+    found = dps_particles_sample(prior, observation, replay(draws), steps=STEPS, particles=PARTICLES, until=0.0)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+
+
+def test_after_the_choice_one_descent_is_paid_for(problem):
+    prior, observation = problem
+    evaluated, eps = [], prior.eps
+    prior.eps = lambda z_t, t: (evaluated.append(int(t[0])), eps(z_t, t))[1]
+    dps_particles_sample(
+        prior, observation, noise_source(BATCH), steps=STEPS, start=1.0, particles=PARTICLES, until=0.5
+    )
+    timesteps = [step.t for step in prior.schedule.respaced(STEPS)]
+    together = [t for t in timesteps if t > 0.5 * 59]
+    first_alone = timesteps[len(together)]
+    assert [evaluated.count(t) for t in timesteps] == [PARTICLES if t >= first_alone else 1 for t in timesteps]
+
+
+@pytest.mark.parametrize(("wrong", "message"), [({"particles": 0}, "particles"), ({"until": 0.9}, "until")])
+def test_bad_settings_are_named(problem, wrong, message):
+    prior, observation = problem
+    with pytest.raises(UserError, match=message):
+        dps_particles_sample(prior, observation, noise_source(BATCH), steps=STEPS, **wrong)

@@ -1,0 +1,77 @@
+"""Posterior sampling with particles: several samples descend, and the one that explains the observation best goes on.
+
+At half of the noise a sample has settled on what the video shows, and how well that explains the observation tells
+how good it will be. The weights of sequential Monte Carlo (twisted diffusion sampler, Wu et al. 2023) are then so
+uneven, exp(-residual^2 / 2 variance) over hundreds of numbers, that resampling by them is to keep the best.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from vsr_lightning.config import UserError
+from vsr_lightning.inference.dps import Observation, OnStep
+from vsr_lightning.inference.guidance import Estimate, estimate, polyak_move
+from vsr_lightning.models.prior import Prior
+
+
+def dps_particles_sample(
+    prior: Prior,
+    observation: Observation,
+    noise: Callable[[], Tensor],
+    *,
+    steps: int = 100,
+    zeta: float | Tensor = 0.5,
+    start: float = 0.85,
+    particles: int = 4,
+    until: float = 0.38,
+    max_move: float = 0.3,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Restore videos from their observation: one sample each, (B, F, C, H, W).
+
+    Each particle takes the steps of `dps_polyak_sample`. A step with K particles costs as much as K steps.
+
+    Args:
+        noise: draws (B, F, c, h, w), sample by sample from its own stream.
+        zeta: share of the misfit to remove in a step, one number or (B,).
+        start: the first timestep, as a share of the schedule.
+        particles: K, of each sample.
+        until: the timestep, as a share of the schedule, from which only the best particle of a sample goes on.
+        max_move: see `polyak_move`.
+
+    Raises:
+        UserError: `particles` or `until` is out of range.
+    """
+    if particles < 1:
+        raise UserError(f"sampler.particles: {particles} is not at least 1")
+    if not 0 <= until < start:
+        raise UserError(f"sampler.until: {until} is not from 0 up to sampler.start, {start}")
+    zeta = torch.as_tensor(zeta, dtype=torch.float32, device=observation.y.device)
+    last_together = until * (prior.schedule.num_steps - 1)
+    z_t = [noise() for _ in range(particles)]
+    for index, step in enumerate(prior.schedule.respaced(steps, start=start)):
+        # One after the other: the batch shape, and so the compiled networks, stay the same.
+        guesses = [estimate(prior, observation, z, step) for z in z_t]
+        if step.t <= last_together and len(guesses) > 1:
+            best = torch.stack([guess.residual for guess in guesses]).nan_to_num(torch.inf).argmin(dim=0)
+            z_t, guesses = [_choose(z_t, best)], [_best_estimate(guesses, best)]
+        moves = [polyak_move(guess, observation.noise_norm, zeta, max_move) for guess in guesses]
+        z_t = [
+            step.z_t_weight * z + step.z0_weight * guess.z0_hat + step.sigma_t * noise() - move
+            for z, guess, move in zip(z_t, guesses, moves, strict=True)
+        ]
+        if on_step is not None:
+            on_step(index, step, torch.stack([guess.residual for guess in guesses]).amin(dim=0))
+    return guesses[0].x_hat
+
+
+def _best_estimate(guesses: Sequence[Estimate], best: Tensor) -> Estimate:
+    fields = ("z0_hat", "x_hat", "residual", "gradient")
+    return Estimate(*(_choose([getattr(guess, name) for guess in guesses], best) for name in fields))
+
+
+def _choose(values: Sequence[Tensor], best: Tensor) -> Tensor:
+    """Of K tensors (B, ...), for each sample the one that `best` (B,) says."""
+    return torch.stack(list(values))[best, torch.arange(len(best), device=best.device)]
