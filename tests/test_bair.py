@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import h5py
 import numpy as np
 import pytest
+from killing import finish, start
 from making_bair import CONTENTS, TRAJECTORIES, fetch, files, write_folder, write_tar
 
 from vsr_lightning.__main__ import main
@@ -271,6 +272,19 @@ def test_after_a_kill_the_same_command_completes(tar):
     assert files() == STORES
     for store in STORES:
         ClipStore(store).verify()
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_completes(tar, tmp_path):
+    """The kernel lets no file grow beyond 1 MB: the store of the six training trajectories stops in the middle."""
+    log, folder = tmp_path / "log.txt", tmp_path / "stores"
+    arguments = ["data", DATA_YAML, f"data.source={tar}", "data.val_every=3", f"data.dir={folder}"]
+    assert finish(start(arguments, log, bytes_a_file=1_000_000)) == 2
+    *bars, line = log.read_text().splitlines()
+    assert line == f"error: {folder}/bair-train.h5: File too large; make room, then type the same command again"
+    assert all(bar.startswith(f"{tar.name}: ") or not bar for bar in bars), log.read_text()
+    assert files(folder) == []
+    assert main(arguments) == 0
+    assert len(files(folder)) == 3
 
 
 # -- the download

@@ -1,8 +1,11 @@
 """Clip stores: what is written is read, an interruption leaves nothing, and every kind of bad file is told."""
 
+import errno
 import hashlib
 import os
 import pickle
+import resource
+import signal
 import socket
 import subprocess
 
@@ -12,6 +15,7 @@ import pytest
 import torch
 
 from vsr_lightning.config import UserError
+from vsr_lightning.data import clip_store
 from vsr_lightning.data.clip_store import ClipStore, StoreWriter, write_store
 
 
@@ -77,6 +81,19 @@ def test_interrupted_write_leaves_nothing(tmp_path, video):
     assert not list(tmp_path.iterdir())
 
 
+def test_ctrl_c_while_hdf5_writes_is_not_lost_in_it(tmp_path, video, monkeypatch):
+    write = clip_store._Disk.write
+
+    def interrupted(disk, data):
+        signal.raise_signal(signal.SIGINT)
+        return write(disk, data)
+
+    monkeypatch.setattr(clip_store._Disk, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_store(tmp_path / "store.h5", [video], name="", source="")
+    assert not list(tmp_path.iterdir())
+
+
 def test_interrupted_write_keeps_the_old_store(store, video):
     with pytest.raises(ValueError, match="uint8"):
         write_store(store, [video.astype(np.float32)], name="", source="")
@@ -90,6 +107,41 @@ def test_what_was_not_committed_is_not_there(tmp_path, video):
     with StoreWriter(tmp_path / "store.h5", name="", source="") as writer:
         writer.append(video)
         assert len(list(tmp_path.iterdir())) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def limit_files():
+    """A function that lets no file grow beyond so many bytes, as a full disk would not."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda num_bytes: resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("num_bytes", [0, 100, 1_500, 5_600, 100_000, 740_000])
+def test_a_full_disk_names_the_store_and_leaves_the_old_one(tmp_path, limit_files, num_bytes):
+    path = tmp_path / "store.h5"
+    large = np.random.default_rng(1).integers(0, 256, (1, 30, 64, 64, 3), np.uint8)
+    write_store(path, [large], name="old", source="")
+    limit_files(num_bytes)
+    with pytest.raises(OSError) as raised:
+        write_store(path, [{"video": large, "action": np.ones((1, 30, 4))}] * 4, name="new", source="")
+    assert (raised.value.errno, raised.value.filename) == (errno.EFBIG, str(path))
+    assert ClipStore(path).attributes["name"] == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_store_that_a_full_disk_left_gaps_in_is_never_put_in_place(tmp_path, limit_files):
+    """Even where there is room again before the next write."""
+    large = np.zeros((1, 30, 64, 64, 3), np.uint8)
+    with StoreWriter(tmp_path / "store.h5", name="", source="") as writer:
+        writer.append(large)
+        limit_files(400_000)
+        with pytest.raises(OSError, match="File too large"):
+            writer.append(np.tile(large, (3, 1, 1, 1, 1)))
+        limit_files(resource.RLIM_INFINITY)
+        with pytest.raises(OSError, match="File too large"):
+            writer.commit()
     assert not list(tmp_path.iterdir())
 
 

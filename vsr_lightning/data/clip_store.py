@@ -3,9 +3,12 @@
 F frames, C channels, H W pixels. Stored clips are uint8 (N, F, H, W, C); data/README.md has the attributes.
 """
 
+import contextlib
 import hashlib
+import io
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vsr_lightning.config import UserError
-from vsr_lightning.files import put_in_place, remove_abandoned, temporary_path
+from vsr_lightning.files import naming, put_in_place, remove_abandoned, temporary_path
 
 STORE_FORMAT = 1  # of the layout of clip stores; a reader takes no other
 
@@ -26,7 +29,7 @@ class StoreWriter:
     """Writes clips to an HDF5 store, which appears under `path` only at `commit`.
 
     A context manager: without a commit, its end leaves nothing behind and an older store as it was. What writers
-    that were killed left behind goes at the next writer's start.
+    that were killed left behind goes at the next writer's start. Errors of the disk are OSErrors that name `path`.
     """
 
     def __init__(
@@ -55,7 +58,9 @@ class StoreWriter:
     def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(self.path)
-        self._file = h5py.File(self._temporary, "w")
+        self._disk = _Disk(self._temporary)
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._file = self._call(h5py.File, self._disk, "w")
         return self
 
     def append(self, chunk: np.ndarray | Mapping[str, np.ndarray]) -> None:
@@ -63,7 +68,7 @@ class StoreWriter:
         and `endeffector_pos` (n, F, 3)."""
         arrays = chunk if isinstance(chunk, Mapping) else {"video": chunk}
         for key, array in arrays.items():
-            _append(self._file, key, array)
+            self._call(_append, self._file, key, array)
         self._sha256.update(np.ascontiguousarray(arrays["video"]).data)
         self.num_clips += len(arrays["video"])
 
@@ -71,17 +76,67 @@ class StoreWriter:
         """Put the finished store in place. Raises UserError if there is nothing in it."""
         if self.num_clips == 0:
             raise UserError(f"{self.path}: no clips to store: is the source empty?")
-        self._file.attrs.update(self._attributes, sha256=self._sha256.hexdigest())
-        self._file.close()
-        put_in_place(self._temporary, self.path)
+        self._call(self._file.attrs.update, self._attributes | {"sha256": self._sha256.hexdigest()})
+        self._call(self._file.close)
+        with naming(self.path):
+            self._disk.close()
+            put_in_place(self._temporary, self.path)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            self._file.close()  # may fail, where the disk is full
+            with contextlib.suppress(Exception):  # what is still open here is thrown away
+                self._call(self._file.close)
+            with contextlib.suppress(OSError):
+                self._disk.close()
         finally:
+            self._thread.shutdown()
             self._temporary.unlink(missing_ok=True)
+
+    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function of HDF5. Raises the disk's error, with the store's name, before any that HDF5 makes of it.
+
+        In a thread, since Ctrl-C is raised in the main one: there it might be raised in `_Disk.write`, where HDF5 would
+        take it for the disk's error, and not let it through.
+        """
+        with naming(self.path):
+            try:
+                return self._thread.submit(function, *arguments).result()
+            finally:
+                if self._disk.error:
+                    raise self._disk.error
+
+
+class _Disk(io.FileIO):
+    """The file that HDF5 writes. An error, of a full disk say, is kept in `error`, and what follows is not written.
+
+    HDF5 itself must not meet the error: it would meet it again whenever it closes something, in tracebacks on stderr
+    that cannot be caught, and can crash the process.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data)
+        with self._keeping_error():
+            while rest and not self.error:  # a disk that fills up takes a part first
+                rest = rest[super().write(rest) :]
+        return memoryview(data).nbytes
+
+    def truncate(self, size: int | None = None) -> int:
+        with self._keeping_error():
+            super().truncate(size)
+        return self.tell() if size is None else size
+
+    @contextlib.contextmanager
+    def _keeping_error(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.error = self.error or error
 
 
 def write_store(path: str | Path, chunks: Iterable[np.ndarray | Mapping[str, np.ndarray]], **attributes: Any) -> None:
