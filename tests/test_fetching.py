@@ -9,6 +9,7 @@ import pytest
 
 from vsr_lightning.config import UserError
 from vsr_lightning.data import fetching
+from vsr_lightning.files import temporary_path
 
 
 def test_directories_in_order_of_precedence(monkeypatch):
@@ -52,6 +53,15 @@ def test_download_with_another_checksum_leaves_nothing(tmp_path, server):
     with pytest.raises(UserError, match="failed"):
         fetching.download(url, path, url_infos(url, b"others"))
     assert not list(path.parent.iterdir())
+
+
+def test_what_an_earlier_process_of_this_number_left_does_not_stop_a_download(tmp_path, server):
+    url, path = f"{server}/file.bin", tmp_path / "got" / "file.bin"
+    leftover = temporary_path(path)
+    leftover.mkdir(parents=True)
+    (leftover / "half").touch()
+    fetching.download(url, path, url_infos(url, b"digits"))
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_download_gives_up_at_once_without_the_file(tmp_path, server):

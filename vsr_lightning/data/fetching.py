@@ -55,8 +55,9 @@ def download(url: str, path: Path, url_infos: Mapping[str, Any], *, seconds: flo
 
     folder = temporary_path(path)
     try:
-        folder.mkdir(parents=True)
         remove_abandoned(path)
+        shutil.rmtree(folder, ignore_errors=True)  # abandoned by an earlier process that had this one's number
+        folder.mkdir(parents=True)
         manager = DownloadManager(download_dir=folder, url_infos=dict(url_infos), force_checksums_validation=True)
         put_in_place(Path(manager.download(url)), path)
     except Exception as error:  # whatever requests, urllib3, the file system or TFDS's checksum test raise
