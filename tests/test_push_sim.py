@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from vsr_lightning.config import UserError
+from vsr_lightning.data import push_sim
 from vsr_lightning.data.clip_store import ClipStore
 from vsr_lightning.data.push_sim import PushSim
 
@@ -47,6 +48,43 @@ def test_without_mujoco_the_way_to_get_it_is_told(tmp_path, monkeypatch):
 def test_without_stores_training_names_the_way_to_make_them(tmp_path):
     with pytest.raises(UserError, match=r"push_sim-train.h5.*make data-sim"):
         tiny_module(tmp_path).train_clips()
+
+
+class StandIn:
+    """For the simulator: it runs where there is neither MuJoCo nor OpenGL."""
+
+    frames_per_second = 5.0
+    renderer = "a stand-in"
+
+    def close(self) -> None:
+        pass
+
+
+def stand_in_split(split, seed, count, num_frames, processes):
+    for index in range(count):
+        yield {"video": np.full((num_frames, 64, 64, 3), index + 1, np.uint8)}
+
+
+@pytest.fixture
+def stores(tmp_path, monkeypatch):
+    """The folder of stores that a stand-in has made, with the means to make more taken away."""
+    with monkeypatch.context() as patch:
+        patch.setattr(push_sim, "PushSimulator", StandIn)
+        patch.setattr(push_sim, "simulate_split", stand_in_split)
+        tiny_module(tmp_path).fetch()
+    monkeypatch.setitem(sys.modules, "mujoco", None)
+    return tmp_path
+
+
+def test_stores_that_are_there_are_verified_without_mujoco(stores, capsys):
+    tiny_module(stores).fetch()
+    assert capsys.readouterr().out.count("is there and verified") == 3
+
+
+def test_stores_that_are_there_are_looked_at_before_others_are_simulated(stores):
+    (stores / "push_sim-train.h5").unlink()
+    with pytest.raises(UserError, match=r"push_sim-val.h5.*delete it"):
+        tiny_module(stores, simulation_seed=1).fetch()
 
 
 # -- with OpenGL

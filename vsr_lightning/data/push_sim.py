@@ -1,6 +1,7 @@
 """Simulated robot pushing as a dataset, the stand-in for BAIR where its archive cannot be had."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +60,16 @@ class PushSim(TrajectoryDataModule):
         self.processes = processes or _available_cores()
 
     def fetch(self) -> None:
-        """Simulate the splits whose stores are not there."""
-        simulator = PushSimulator()  # that it cannot run here is told now, and in one line
-        simulator.close()
-        missing = sum(count for split, count in self.trajectories.items() if self._here(split) is None)
+        """Verify the stores that are there, then simulate the other splits."""
+        missing = []
         for split in self.trajectories:
-            remove_abandoned(write_dir(self.dir) / self.store_file(split))  # before free space is looked at
-        check_space(write_dir(self.dir), missing * self.trajectory_frames * FRAME_SIZE**2 * 3)
-        for split in self.trajectories:
-            self._make_store(split, simulator)
+            if path := self._here(split):
+                self.open_store(path).verify()
+                print(f"{path} is there and verified")
+            else:
+                missing.append(split)
+        if missing:
+            self._simulate(missing)
 
     def open_store(self, path: Path) -> ClipStore:
         """A store, or a UserError where it was simulated with other settings."""
@@ -92,11 +94,17 @@ class PushSim(TrajectoryDataModule):
         path = self.find_store(split)
         return path if path and (not self.dir or path.parent == Path(self.dir)) else None
 
+    def _simulate(self, splits: Sequence[str]) -> None:
+        simulator = PushSimulator()  # that it cannot run here is told now, and in one line
+        simulator.close()
+        for split in splits:
+            remove_abandoned(write_dir(self.dir) / self.store_file(split))  # before free space is looked at
+        count = sum(self.trajectories[split] for split in splits)
+        check_space(write_dir(self.dir), count * self.trajectory_frames * FRAME_SIZE**2 * 3)
+        for split in splits:
+            self._make_store(split, simulator)
+
     def _make_store(self, split: str, simulator: PushSimulator) -> None:
-        if path := self._here(split):
-            self.open_store(path).verify()
-            print(f"{path} is there and verified")
-            return
         path, count = write_dir(self.dir) / self.store_file(split), self.trajectories[split]
         trajectories = simulate_split(split, self.simulation_seed, count, self.trajectory_frames, self.processes)
         chunks = ({key: array[None] for key, array in one.items()} for one in trajectories)
