@@ -66,12 +66,18 @@ def stand_in_split(split, seed, count, num_frames, processes):
 
 
 @pytest.fixture
-def stores(tmp_path, monkeypatch):
-    """The folder of stores that a stand-in has made, with the means to make more taken away."""
+def stand_in(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(push_sim, "PushSimulator", StandIn)
         patch.setattr(push_sim, "simulate_split", stand_in_split)
-        tiny_module(tmp_path).fetch()
+        yield patch
+
+
+@pytest.fixture
+def stores(tmp_path, stand_in, monkeypatch):
+    """The folder of stores that the stand-in has made, with the means to make more taken away."""
+    tiny_module(tmp_path).fetch()
+    stand_in.undo()
     monkeypatch.setitem(sys.modules, "mujoco", None)
     return tmp_path
 
@@ -85,6 +91,41 @@ def test_stores_that_are_there_are_looked_at_before_others_are_simulated(stores)
     (stores / "push_sim-train.h5").unlink()
     with pytest.raises(UserError, match=r"push_sim-val.h5.*delete it"):
         tiny_module(stores, simulation_seed=1).fetch()
+
+
+def test_pictures_that_an_interruption_left_missing_are_drawn(tmp_path, stand_in, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    draw = push_sim.draw_samples
+    monkeypatch.setattr(push_sim, "draw_samples", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tiny_module(tmp_path).fetch()
+    monkeypatch.setattr(push_sim, "draw_samples", draw)
+    picture = tmp_path / "push_sim-train.png"
+    assert picture.with_suffix(".h5").exists()
+    assert not picture.exists()
+    tiny_module(tmp_path).fetch()
+    assert len(list(tmp_path.glob("*.png"))) == 3
+    assert np.unique(np.asarray(Image.open(picture))).tolist() == [1, 2]  # the brightness of both its trajectories
+    drawn = picture.stat().st_mtime_ns
+    tiny_module(tmp_path).fetch()
+    assert picture.stat().st_mtime_ns == drawn
+
+
+def test_a_new_store_has_a_new_picture(tmp_path, stand_in):
+    (tmp_path / "push_sim-test.png").write_text("of an earlier store")
+    tiny_module(tmp_path).fetch()
+    assert Image.open(tmp_path / "push_sim-test.png").size == (4 * 128, 128)
+
+
+def test_no_picture_is_drawn_where_data_is_only_read(stores, tmp_path_factory, monkeypatch):
+    for picture in stores.glob("*.png"):
+        picture.unlink()
+    monkeypatch.setenv("VSR_DATA_DIR", str(stores))
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    tiny_module("").fetch()
+    assert not list(stores.glob("*.png"))
 
 
 # -- with OpenGL

@@ -15,7 +15,7 @@ from vsr_lightning.data.fetching import check_space, write_dir
 from vsr_lightning.data.push_simulator import FRAME_SIZE, PushSimulator
 from vsr_lightning.data.push_workers import simulate_split
 from vsr_lightning.data.trajectories import TrajectoryDataModule
-from vsr_lightning.files import remove_abandoned
+from vsr_lightning.files import remove_abandoned, replacing
 
 
 class PushSim(TrajectoryDataModule):
@@ -60,12 +60,13 @@ class PushSim(TrajectoryDataModule):
         self.processes = processes or _available_cores()
 
     def fetch(self) -> None:
-        """Verify the stores that are there, then simulate the other splits."""
+        """Verify the stores that are there, then simulate the other splits; draw the pictures that are missing."""
         missing = []
         for split in self.trajectories:
             if path := self._here(split):
                 self.open_store(path).verify()
                 print(f"{path} is there and verified")
+                self._draw_missing(path)
             else:
                 missing.append(split)
         if missing:
@@ -107,6 +108,7 @@ class PushSim(TrajectoryDataModule):
     def _make_store(self, split: str, simulator: PushSimulator) -> None:
         path, count = write_dir(self.dir) / self.store_file(split), self.trajectories[split]
         trajectories = simulate_split(split, self.simulation_seed, count, self.trajectory_frames, self.processes)
+        path.with_suffix(".png").unlink(missing_ok=True)  # of an earlier store
         chunks = ({key: array[None] for key, array in one.items()} for one in trajectories)
         write_store(
             path,
@@ -117,9 +119,16 @@ class PushSim(TrajectoryDataModule):
             frames_per_second=simulator.frames_per_second,
             created_by=f"vsr_lightning, {simulator.renderer}",
         )
+        print(f"{path}: {count:,} trajectories of {self.trajectory_frames} frames")
+        self._draw_missing(path)
+
+    def _draw_missing(self, path: Path) -> None:
+        """Draw the picture beside a store, unless it is there or its folder is only read, as $VSR_DATA_DIR is."""
         picture = path.with_suffix(".png")
-        draw_samples(ClipStore(path), picture)
-        print(f"{path}: {count:,} trajectories of {self.trajectory_frames} frames; a look at them: {picture}")
+        is_ours = path.parent == write_dir(self.dir) and os.access(path.parent, os.W_OK)
+        if is_ours and not picture.exists():
+            draw_samples(self.open_store(path), picture)
+            print(f"{picture}: a look at the first of them")
 
 
 def _available_cores() -> int:
@@ -132,4 +141,5 @@ def draw_samples(store: ClipStore, path: Path, rows: int = 6, columns: int = 10,
     frames = np.linspace(0, store.shape[1] - 1, min(columns, store.shape[1])).round().astype(int)
     pictures = [np.concatenate(list(store[index].numpy()[frames]), axis=1) for index in range(min(rows, len(store)))]
     sheet = Image.fromarray(np.concatenate(pictures))
-    sheet.resize((sheet.width * zoom, sheet.height * zoom), Image.Resampling.NEAREST).save(path)
+    with replacing(path) as temporary:
+        sheet.resize((sheet.width * zoom, sheet.height * zoom), Image.Resampling.NEAREST).save(temporary, "PNG")
