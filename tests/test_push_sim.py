@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vsr_lightning.config import UserError
-from vsr_lightning.data import push_sim
+from vsr_lightning.data import push_sim, push_simulator
 from vsr_lightning.data.clip_store import ClipStore
 from vsr_lightning.data.push_sim import PushSim
 
@@ -170,7 +170,7 @@ def test_an_unknown_backend_is_one_line(tmp_path):
 
 @sim
 def test_missing_opengl_names_the_packages(tmp_path, monkeypatch):
-    import mujoco
+    mujoco = push_simulator._import_mujoco()  # not by itself: the backend is chosen once in a process, at its import
 
     def fail(*args):
         raise AttributeError("'NoneType' object has no attribute 'glGetError'")  # PyOpenGL without a library
