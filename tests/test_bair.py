@@ -1,5 +1,6 @@
 """BAIR robot pushing from its archive, made here in its true layout, to clips: the whole path, and interruptions."""
 
+import errno
 import hashlib
 import http.server
 import os
@@ -19,7 +20,7 @@ from making_bair import CONTENTS, TRAJECTORIES, fetch, files, write_folder, writ
 
 from vsr_lightning.__main__ import main
 from vsr_lightning.config import UserError
-from vsr_lightning.data import bair
+from vsr_lightning.data import bair, clip_store
 from vsr_lightning.data.bair import BAIR, split_of
 from vsr_lightning.data.bair_archive import Record, read_archive
 from vsr_lightning.data.clip_store import ClipStore
@@ -204,6 +205,19 @@ def test_the_stores_take_no_more_than_foreseen(tar):
     fetch(tar)
     # Beside the trajectories each of the files, here tiny ones, has a header.
     assert sum(os.path.getsize(store) for store in STORES) < bair.STORED_SHARE * tar.stat().st_size + 3 * 30_000
+
+
+def test_a_read_only_folder_is_one_line(tar, tmp_path, monkeypatch, capsys):
+    arguments = ["data", DATA_YAML, f"data.source={tar}"]
+    assert main([*arguments, f"data.dir={tar}/stores"]) == 2  # not even root can write there
+    assert capsys.readouterr().err == f"error: {tar}/stores: Not a directory\n"
+
+    def read_only(path):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(clip_store, "_Disk", read_only)
+    assert main([*arguments, f"data.dir={tmp_path}"]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}: Read-only file system\n"
 
 
 # -- interruptions

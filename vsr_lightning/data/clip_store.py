@@ -58,7 +58,11 @@ class StoreWriter:
     def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(self.path)
-        self._disk = _Disk(self._temporary)
+        try:
+            self._disk = _Disk(self._temporary)
+        except OSError as error:
+            error.filename = str(self.path.parent)  # which is read-only perhaps; the temporary name would tell nothing
+            raise
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._file = self._call(h5py.File, self._disk, "w")
         return self
