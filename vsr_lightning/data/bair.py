@@ -24,12 +24,12 @@ from vsr_lightning.data.bair_archive import (
 )
 from vsr_lightning.data.clip_store import ClipStore, StoreWriter
 from vsr_lightning.data.fetching import check_space, download, find_file, read_dirs, write_dir
+from vsr_lightning.data.splits import SPLITS
 from vsr_lightning.data.tfrecord import OVERHEAD
 from vsr_lightning.data.trajectories import TrajectoryDataModule
 from vsr_lightning.files import remove_abandoned
 
 STORED_SHARE = 0.5  # of the archive's bytes that the stores take: one camera of two (369,480 of 741,610 a trajectory)
-SPLITS = ("train", "val", "test")
 VAL_EVERY = ", validation every "  # stands between the source and `val_every` in a store's attribute `source`
 
 

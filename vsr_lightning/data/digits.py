@@ -11,8 +11,8 @@ from scipy import ndimage
 
 from vsr_lightning.config import UserError
 from vsr_lightning.data.fetching import download, find_file, write_dir
+from vsr_lightning.data.splits import SPLITS
 
-SPLITS = ("train", "val", "test")
 MNIST_URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"  # as TFDS's own mnist builder has it
 TRAIN_FILE, TEST_FILE = "train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz"
 MNIST_MD5 = {

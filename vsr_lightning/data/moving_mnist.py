@@ -15,8 +15,9 @@ from torch.utils.data import Dataset, Subset
 from vsr_lightning.config import UserError
 from vsr_lightning.data.clip_store import ClipStore, write_store
 from vsr_lightning.data.clips import ClipDataModule
-from vsr_lightning.data.digits import SPLITS, load_digits, resolve_digits
+from vsr_lightning.data.digits import load_digits, resolve_digits
 from vsr_lightning.data.fetching import download, find_file, write_dir
+from vsr_lightning.data.splits import SPLITS
 
 FRAME_SIZE = 64
 STEP_LENGTH = 0.1  # per frame, of the range of positions: 3.6 pixels a frame for digits of 28 pixels

@@ -13,8 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 from vsr_lightning.config import UserError
 from vsr_lightning.data.push_simulator import Arrays, PushSimulator
-
-SPLITS = ("train", "val", "test")
+from vsr_lightning.data.splits import SPLITS
 
 _simulator: PushSimulator | None = None  # of a worker process
 
