@@ -1,5 +1,7 @@
 """The generator against the properties of the original sequences."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -86,6 +88,27 @@ def test_clip_depends_on_seed_and_index_alone():
     assert not torch.equal(batch[0], batch[2])
     assert not torch.equal(clips[7], MovingMNISTClips(DIGITS, seed=6)[7])
     assert torch.equal(clips[7], MovingMNISTClips(DIGITS, seed=5, num_videos=8)[7])
+
+
+@pytest.mark.parametrize("digits", [DIGITS, DIGITS[:, :20, :9]])
+def test_digits_pasted_at_their_corners_are_the_clip(digits):
+    clips = MovingMNISTClips(digits, seed=3, num_frames=20, num_videos=8)
+    for index in range(8):
+        corners = clips.corners(index)
+        assert (corners.shape, corners.dtype) == ((2, 20, 2), np.int64)
+        pasted = (paste(pair, corners) for pair in itertools.product(digits, repeat=2))
+        assert sum(np.array_equal(frames, clips[index][..., 0]) for frames in pasted) == 1  # which pair is not told
+    with pytest.raises(IndexError):
+        clips.corners(8)
+
+
+def paste(pair, corners):
+    frames = np.zeros((corners.shape[1], 64, 64), np.uint8)
+    for digit, path in zip(pair, corners, strict=True):
+        for frame, (top, left) in zip(frames, path, strict=True):
+            window = frame[top : top + digit.shape[0], left : left + digit.shape[1]]
+            np.maximum(window, digit, out=window)
+    return frames
 
 
 def test_fewer_frames_are_the_beginning_of_more():

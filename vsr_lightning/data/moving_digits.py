@@ -47,6 +47,12 @@ def trajectories(start: np.ndarray, angle: np.ndarray, num_frames: int) -> np.nd
     return path
 
 
+def top_left(path: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The top and left pixels (..., 2), int64, of digits of that size on paths (..., 2) in [0, 1]^2."""
+    # Truncated to whole pixels, as the original does.
+    return (path * np.array([FRAME_SIZE - height, FRAME_SIZE - width])).astype(np.int64)
+
+
 def draw_clips(digits: np.ndarray, path: np.ndarray) -> np.ndarray:
     """Paste digits (N, K, h, w) along paths (N, K, F, 2) in [0, 1]^2, by maximum: uint8 (N, F, H, W, 1)."""
     num_clips, num_digits, height, width = digits.shape
@@ -55,10 +61,8 @@ def draw_clips(digits: np.ndarray, path: np.ndarray) -> np.ndarray:
     # (frame, top, left) -> a view of the (h, w) pixels there. Frames differ, so no two writes overlap.
     windows = sliding_window_view(frames, (height, width), axis=(1, 2), writeable=True)
     place = np.arange(num_clips * num_frames)
-    span = np.array([FRAME_SIZE - height, FRAME_SIZE - width])
     for k in range(num_digits):
-        # Truncated to whole pixels, as the original does.
-        top, left = (path[:, k] * span).astype(np.int64).reshape(-1, 2).T
+        top, left = top_left(path[:, k], height, width).reshape(-1, 2).T
         digit = np.repeat(digits[:, k], num_frames, axis=0)
         windows[place, top, left] = digit if k == 0 else np.maximum(windows[place, top, left], digit)
     return frames.reshape(num_clips, num_frames, FRAME_SIZE, FRAME_SIZE, 1)
@@ -107,16 +111,23 @@ class MovingMNISTClips(Dataset[Tensor]):
 
     def __getitems__(self, indices: list[int]) -> Tensor:
         """A whole batch of clips: uint8 (B, F, 64, 64, 1)."""
+        return torch.from_numpy(draw_clips(*self._draw(indices)))
+
+    def corners(self, index: int) -> np.ndarray:
+        """Where the two digits of a clip are: the top and left pixel of each in each frame, int64 (2, F, 2)."""
+        _, path = self._draw([index])
+        return top_left(path[0], *self.digits.shape[1:])
+
+    def _draw(self, indices: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """The digits (B, 2, h, w) of clips and their paths (B, 2, F, 2) in [0, 1]^2."""
         places = np.asarray(indices, np.int64)
         if places.min() < 0 or (self.num_videos is not None and places.max() >= self.num_videos):
             raise IndexError(f"clip index out of range 0..{self.num_videos}")
         # Which digits; then for each of the two: identity, start (2), direction.
         which, *draws = np.split(uniforms(self.seed, places, 9), [1, 3, 7], axis=1)
         identity, start, direction = draws
-        chosen = self._choose(which, identity)
         path = trajectories(start.reshape(-1, 2), 2 * np.pi * direction.reshape(-1), self.num_frames)
-        path = path.reshape(len(places), 2, self.num_frames, 2)
-        return torch.from_numpy(draw_clips(self.digits[chosen], path))
+        return self.digits[self._choose(which, identity)], path.reshape(len(places), 2, self.num_frames, 2)
 
     def _choose(self, which: np.ndarray, identity: np.ndarray) -> np.ndarray:
         """Digit numbers (B, 2) from uniform numbers (B, 1) and (B, 2)."""
