@@ -9,6 +9,7 @@ from PIL import Image
 from vsr_lightning.evaluation.results import RowWriter, read_table, write_tables
 from vsr_lightning.evaluation.videos import ClipWriter, merge_clips, read_clips
 from vsr_lightning.figures.frame_count import draw_fig2, draw_fig3, fig2, make_figures, paired_difference
+from vsr_lightning.figures.reading import read_ok_rows
 
 FRAMES, SIZE = 10, 64
 
@@ -212,3 +213,16 @@ def test_make_figures_skips_what_has_no_data(tmp_path):
 def test_fig2_without_clips_names_the_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"clips\.h5"):
         fig2(tmp_path, tmp_path / "fig2.png")
+
+
+def test_fig3_shows_the_oracle_where_it_saw_the_same(run_dir):
+    rows = read_ok_rows(run_dir / "results.csv")
+    oracle = [
+        {**rows[0], "sampler": "known_motion", "order": "sequential", "num_frames": n, "psnr_first": 20 + n}
+        for n in (10, 1)
+    ]
+    elsewhere = [{**row, "sigma_y": "0.5"} for row in oracle]
+    (axes,) = draw_fig3(rows, [*oracle, *elsewhere]).axes
+    (line,) = [line for line in axes.lines if line.get_label() == "told the motion, sequential"]
+    assert line.get_xydata().tolist() == [[1, 21], [10, 30]]
+    assert not [line for line in draw_fig3(rows, elsewhere).axes[0].lines if "told" in str(line.get_label())]

@@ -16,6 +16,7 @@ COMMANDS = {
     "export": "write the prior's folder from the last checkpoint",
     "sweep": "restore every item of the grid, or finish a sweep; write tables, figures and a W&B run",
     "evaluate": "the same for an experiment that compares methods: its figures are tables and comparisons",
+    "oracle": "restore a sweep's clips being told the motion: what the observations allow, as oracle.csv",
     "figures": "draw the figures of a finished sweep or evaluation again",
     "report": "write one HTML page about run folders, named instead of an experiment",
 }
@@ -81,6 +82,10 @@ def run(command: str, experiment: Experiment, limit: int | None = None, dry: boo
         from vsr_lightning.evaluation.run import sweep
 
         sweep(experiment, limit)
+    elif command == "oracle":
+        from vsr_lightning.evaluation.oracle import oracle
+
+        print(oracle(experiment))
     elif command == "figures":
         from vsr_lightning.evaluation.run import make_figures
 

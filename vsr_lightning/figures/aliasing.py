@@ -27,7 +27,7 @@ from vsr_lightning.figures.drawing import (
     show_frame,
     source,
 )
-from vsr_lightning.figures.reading import Row, mean_and_error, read_clips, read_ok_rows
+from vsr_lightning.figures.reading import Row, mean_and_error, of_same_observation, read_clips, read_ok_rows, read_table
 from vsr_lightning.files import replacing
 
 METRIC = "psnr_first"
@@ -45,7 +45,7 @@ def make_figures(run_dir: Path) -> list[Path]:
         save(draw_fig4(*pair), paths[-1])
     if rows := [row for row in read_ok_rows(run_dir / "results.csv") if row["kernel"] == "gaussian"]:
         paths += [run_dir / "fig5.png", run_dir / "convergence.csv"]
-        save(draw_fig5(rows), paths[-2])
+        save(draw_fig5(rows, read_table(run_dir / "oracle.csv")), paths[-2])
         write_convergence(convergence(rows), paths[-1])
     return paths
 
@@ -116,8 +116,11 @@ def _video_means(rows: Iterable[Row]) -> dict[str, float]:
 # --------------------------------------------------------------------------------------------- Fig. 5
 
 
-def draw_fig5(rows: Sequence[Row]) -> Figure:
-    """A panel for each factor, a curve for each blur width, PSNR of the first frame against observed frames."""
+def draw_fig5(rows: Sequence[Row], oracle: Sequence[Row] = ()) -> Figure:
+    """A panel for each factor, a curve for each blur width, PSNR of the first frame against observed frames.
+
+    Dotted, where `oracle` has the conditions (`oracle.csv`): what an oracle reaches that is told the motion.
+    """
     by_factor = _group(rows, _factor)
     widths = sorted({_width(row) for row in rows})
     colours = {width: COLOURS(0.9 * place / max(1, len(widths) - 1)) for place, width in enumerate(widths)}
@@ -126,6 +129,9 @@ def draw_fig5(rows: Sequence[Row]) -> Figure:
     for axes, ((factor,), group) in zip(panels, sorted(by_factor.items()), strict=True):
         for (width,), of_width in sorted(_group(group, _width).items()):
             _draw_curve(axes, of_width, rf"$\sigma_h$ {short(width)} px", colours[width])
+            alike = [row for row in of_same_observation(oracle, of_width[0]) if row["order"] == of_width[0]["order"]]
+            if points := sorted((_num_frames(row), float(row[METRIC])) for row in alike):
+                axes.plot(*zip(*points, strict=True), color=colours[width], linestyle=":", linewidth=1.4)
         axes.set_title(f"{factor}×", fontsize=10)
         axes.set_xlabel("number of observed frames")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=16, min_n_ticks=1))
@@ -135,7 +141,8 @@ def draw_fig5(rows: Sequence[Row]) -> Figure:
     videos, noises = len({row["video"] for row in rows}), len({row["noise"] for row in rows})
     counts = f"{plural(videos, 'video')} × {plural(noises, 'noise instance')}"
     bars = ", bars: standard error over videos" if videos > 1 else ""
-    figure.suptitle(f"{_title(rows[0])}\n{counts}{bars}", fontsize=10)
+    dotted = "; dotted: an oracle that is told the motion" if oracle else ""
+    figure.suptitle(f"{_title(rows[0])}\n{counts}{bars}{dotted}", fontsize=10)
     return figure
 
 

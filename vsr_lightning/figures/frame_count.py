@@ -29,7 +29,7 @@ from vsr_lightning.figures.drawing import (
     show_frame,
     source,
 )
-from vsr_lightning.figures.reading import Row, mean_and_error, read_clips, read_ok_rows
+from vsr_lightning.figures.reading import Row, mean_and_error, of_same_observation, read_clips, read_ok_rows, read_table
 from vsr_lightning.files import write_text
 
 ORDERS = {"sequential": ("tab:blue", "o"), "random": ("tab:red", "s")}  # colours as in the paper
@@ -69,8 +69,12 @@ def fig2(run_dir: Path, path: Path) -> None:
 
 
 def fig3(run_dir: Path, path: Path) -> None:
-    """Save the PSNR of the first frame against the number of observed frames (paper, Fig. 3)."""
-    save(draw_fig3(read_ok_rows(Path(run_dir) / "results.csv")), path)
+    """Save the PSNR of the first frame against the number of observed frames (paper, Fig. 3).
+
+    Beside it, where `oracle.csv` is there, what an oracle reaches that is told the motion.
+    """
+    run_dir = Path(run_dir)
+    save(draw_fig3(read_ok_rows(run_dir / "results.csv"), read_table(run_dir / "oracle.csv")), path)
 
 
 def _setting(row: Row) -> tuple:
@@ -119,8 +123,11 @@ def _curve(rows: Sequence[Row], order: str, metric: str) -> list[tuple[int, floa
 # --------------------------------------------------------------------------------------------- Fig. 3
 
 
-def draw_fig3(rows: Sequence[Row]) -> Figure:
-    """A panel for each setting among `rows` (items of `results.csv`), one curve for each order of frames."""
+def draw_fig3(rows: Sequence[Row], oracle: Sequence[Row] = ()) -> Figure:
+    """A panel for each setting among `rows` (items of `results.csv`), one curve for each order of frames.
+
+    `oracle` are conditions of `oracle.csv`, drawn in the panels with the same observations.
+    """
     by_setting: dict[tuple, list[Row]] = defaultdict(list)
     for row in rows:
         by_setting[_setting(row)].append(row)
@@ -129,13 +136,13 @@ def draw_fig3(rows: Sequence[Row]) -> Figure:
     figure = Figure(figsize=(6.8 * columns, 4.8 * lines), layout="constrained")
     panels = list(figure.subplots(lines, columns, squeeze=False, sharey=True).flat)
     for axes, group in zip(panels, by_setting.values(), strict=False):
-        _draw_panel(axes, group)
+        _draw_panel(axes, group, of_same_observation(oracle, group[0]))
     for axes in panels[len(by_setting) :]:
         axes.set_axis_off()
     return figure
 
 
-def _draw_panel(axes: Axes, rows: Sequence[Row]) -> None:
+def _draw_panel(axes: Axes, rows: Sequence[Row], oracle: Sequence[Row]) -> None:
     metric = "psnr_first"
     for order, (colour, marker) in ORDERS.items():
         if any(row["order"] == order for row in rows):
@@ -148,6 +155,10 @@ def _draw_panel(axes: Axes, rows: Sequence[Row]) -> None:
                 "capsize": 3,
             }
             axes.errorbar(numbers, means, yerr=errors, label=f"{order} order", **style)
+        points = sorted((int(row["num_frames"]), float(row[metric])) for row in oracle if row["order"] == order)
+        if points:
+            label = f"told the motion, {order}"
+            axes.plot(*zip(*points, strict=True), color=colour, linestyle=":", linewidth=1.6, label=label)
     for column, name in BASELINES.items():
         values = [(row["video"], float(row[column])) for row in rows if row.get(column, "") != ""]
         if values:

@@ -32,6 +32,12 @@ def read_ok_rows(path: Path) -> list[dict[str, str]]:
     return [row for row in read_table(path) if row["status"] == "ok"]
 
 
+def of_same_observation(rows: Iterable[Row], like: Row) -> list[Row]:
+    """Those rows whose clips were degraded as those of the row `like`, whatever frames were observed of them."""
+    columns = ("dataset", "factor", "kernel", "sigma_h", "sigma_y")
+    return [row for row in rows if all(str(row[column]) == str(like[column]) for column in columns)]
+
+
 def read_clips(path: Path) -> list[dict[str, Any]]:
     """Kept clips: each its condition's columns and `video`, with its arrays.
 

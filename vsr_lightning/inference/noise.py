@@ -28,7 +28,7 @@ class SamplerNoise:
     block = 50  # part of the streams' definition: another value gives other numbers
 
     def __init__(self, keys: Sequence[SampleKey], shape: tuple[int, ...], device: torch.device | str = "cpu") -> None:
-        self._generators = [_generator(key, _SAMPLER) for key in keys]
+        self._generators = [sampler_generator(key) for key in keys]
         self._shape, self._device = shape, device
         self._draws: Iterator[Tensor] = iter(())
 
@@ -45,6 +45,11 @@ class SamplerNoise:
         if torch.device(self._device).type == "cuda":
             draws = draws.pin_memory()
         return draws.to(self._device, non_blocking=True)
+
+
+def sampler_generator(key: SampleKey) -> torch.Generator:
+    """The stream of the sampler's own draws, for samplers that do not draw latents."""
+    return _generator(key, _SAMPLER)
 
 
 def _generator(key: SampleKey, stream: int) -> torch.Generator:

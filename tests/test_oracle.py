@@ -1,0 +1,60 @@
+"""The oracle command: a summary as a sweep's, in which more frames and known motion help."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from vsr_lightning.__main__ import main
+from vsr_lightning.config import UserError, load_config
+from vsr_lightning.data.clips import stack
+from vsr_lightning.data.moving_mnist import MovingMNIST
+from vsr_lightning.evaluation.oracle import oracle
+from vsr_lightning.evaluation.results import read_table
+from vsr_lightning.metrics import psnr
+
+SWEEP = Path(__file__).parents[1] / "experiments" / "moving_mnist" / "sweep_frames.yaml"
+TINY = [
+    *("data.digits=embedded", "data.test_videos=2", "grid.videos=2", "grid.noises=2"),
+    *("grid.num_frames=[1,10]", "grid.order=[sequential]"),
+]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    runs = tmp_path_factory.mktemp("runs")
+    path = oracle(load_config(SWEEP, [*TINY, f"runs_dir={runs}", "grid.steps=[10,20]"]))
+    assert path == runs / "frame_count" / "oracle.csv"
+    assert {"command", "git", "versions"} <= json.loads((path.parent / "oracle.json").read_text()).keys()
+    return read_table(path)
+
+
+def test_a_line_for_each_condition_whatever_the_samplers(table):
+    assert [(line["num_frames"], line["n"]) for line in table] == [(1, 4), (10, 4)]
+    assert {line["sampler"] for line in table} == {"known_motion"}
+    assert {line["dataset"] for line in table} == {"moving_mnist embedded test"}
+    assert all(line["psnr_first_se"] > 0 for line in table)
+
+
+def test_more_frames_help_and_so_does_the_mean(table):
+    few, many = table
+    assert many["psnr_first"] > few["psnr_first"] + 3
+    for line in table:
+        assert line["psnr_first_of_mean"] > line["psnr_first"]
+
+
+def test_it_beats_black_frames_by_far(table):
+    video = stack(MovingMNIST(batch_size=1, digits="embedded", test_videos=2).test_clips(), range(2))
+    black = psnr(torch.full_like(video, -1.0), video)[:, 0].mean().item()
+    assert table[1]["psnr_first"] > black + 5
+
+
+def test_clips_of_unknown_motion_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(MovingMNIST, "test_clips", lambda self: [torch.zeros(10, 64, 64, 1, dtype=torch.uint8)])
+    arguments = [*TINY, f"runs_dir={tmp_path}"]
+    with pytest.raises(UserError, match="the motion in moving_mnist embedded test is not known"):
+        oracle(load_config(SWEEP, arguments))
+    assert main(["oracle", str(SWEEP), *arguments]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
