@@ -60,12 +60,14 @@ def forward_flops(network: nn.Module, *inputs: Tensor) -> tuple[float, float]:
     return dense, attention
 
 
-def guidance_flops(prior: Prior) -> float:
-    """FLOPs of one guided step of one video: DiT and decoder, forward and gradient by the input."""
+def guidance_flops(prior: Prior) -> dict[str, float]:
+    """FLOPs of one guided step of one video, forward and gradient by the input, of DiT and decoder."""
     z = torch.zeros(1, *prior.latent_shape)
-    dit = forward_flops(prior.dit, z, torch.zeros(1, dtype=torch.long))
-    decoder = forward_flops(prior.vae.decoder, z.flatten(0, 1))
-    return sum(2 * dense + 3 * attention for dense, attention in (dit, decoder))
+    parts = {
+        "DiT": forward_flops(prior.dit, z, torch.zeros(1, dtype=torch.long)),
+        "decoder": forward_flops(prior.vae.decoder, z.flatten(0, 1)),
+    }
+    return {name: 2 * dense + 3 * attention for name, (dense, attention) in parts.items()}
 
 
 def training_flops(dit: nn.Module, z: Tensor) -> float:
@@ -111,8 +113,10 @@ def observation(prior: Prior, batch: int, device: torch.device) -> Observation:
     return Observation(y, operator, torch.ones(batch, device=device))
 
 
-def bench_sampling(prior_folder: str, batch: int, steps: int, device: torch.device, repeats: int) -> list[Result]:
-    """The shipped sampler, plain and compiled, and the eager float32 reference; sample-steps a second of each."""
+def bench_sampling(
+    prior_folder: str, batch: int, steps: int, device: torch.device, repeats: int, profile_to: Path | None = None
+) -> list[Result]:
+    """Algorithm 1, plain and compiled, and the eager float32 reference; then the two networks of a step alone."""
     prior = load_prior(prior_folder).to(device)
     flops = guidance_flops(load_prior(prior_folder))
     seen = observation(prior, batch, device)
@@ -121,47 +125,70 @@ def bench_sampling(prior_folder: str, batch: int, steps: int, device: torch.devi
     def noise() -> SamplerNoise:
         return SamplerNoise(keys, prior.latent_shape, device)
 
-    precision = torch.bfloat16 if device.type == "cuda" else None
-
     def ours() -> Tensor:
-        with torch.autocast(device.type, precision or torch.bfloat16, enabled=precision is not None):
+        with autocast(device):
             return dps_sample(prior, seen, noise(), steps=steps, zeta=1.0)
 
-    subjects: dict[str, Callable[[], Tensor]] = {
-        "reference, eager float32": lambda: reference_dps(prior, seen.degrade, seen.y, noise(), steps, 1.0),
-        "ours, eager": ours,
-        "ours, compiled": ours,
-    }
-    results = []
-    for name, work in subjects.items():
-        first_use = 0.0
-        if name == "ours, compiled":
-            prior.dit.compile(dynamic=False)
-            prior.vae.decoder.compile(dynamic=False)
-            start = time.perf_counter()
-            work()
-            first_use = time.perf_counter() - start
+    def reference() -> Tensor:
+        return reference_dps(prior, seen.degrade, seen.y, noise(), steps, 1.0)
+
+    def measure(name: str, kind: str, work: Callable[[], Any], steps: int, flops: float) -> Result:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         rate = batch * steps / seconds(work, device, repeats)
-        results.append(
-            {
-                "subject": name,
-                "kind": "sampling",
-                "batch": batch,
-                "per_second": rate,
-                "unit": "sample-steps",
-                "tflops": rate * flops / 1e12,
-                "first_use_seconds": first_use,
-                "peak_memory_gib": peak_memory(device),
-            }
-        )
+        return {
+            "subject": name,
+            "kind": kind,
+            "batch": batch,
+            "per_second": rate,
+            "unit": "sample-steps",
+            "tflops": rate * flops / 1e12,
+            "peak_memory_gib": peak_memory(device),
+        }
+
+    whole = sum(flops.values())
+    results = [
+        measure("reference, eager float32", "sampling", reference, steps, whole),
+        measure("ours, eager", "sampling", ours, steps, whole),
+    ]
+    prior.dit.compile(dynamic=False)
+    prior.vae.decoder.compile(dynamic=False)
+    start = time.perf_counter()
+    ours()
+    first_use = time.perf_counter() - start
+    results.append(measure("ours, compiled", "sampling", ours, steps, whole) | {"first_use_seconds": first_use})
     for result in results:
         result["ratio"] = result["per_second"] / results[0]["per_second"]
+    for name, work in networks(prior, batch, device).items():
+        results.append(measure(f"{name} alone, compiled", "part", work, 1, flops[name]))
+    if profile_to is not None:
+        profile(ours, device, profile_to)
     return results
 
 
-def bench_training(prior_folder: str, batch: int, device: torch.device, repeats: int) -> list[Result]:
+def networks(prior: Prior, batch: int, device: torch.device) -> dict[str, Callable[[], Any]]:
+    """Each network's share of a step: forward, and the gradient by its input."""
+    z = torch.randn(batch, *prior.latent_shape, device=device, requires_grad=True)
+    t = torch.zeros(batch, dtype=torch.long, device=device)
+
+    def gradient(network: Callable[[Tensor], Tensor]) -> Tensor:
+        with autocast(device):
+            return torch.autograd.grad(network(z).sum(), z)[0]
+
+    return {
+        "DiT": lambda: gradient(lambda z_t: prior.dit(z_t, t)),
+        "decoder": lambda: gradient(prior.decode),
+    }
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bf16 on a GPU, as sweeps have it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
+def bench_training(
+    prior_folder: str, batch: int, device: torch.device, repeats: int, profile_to: Path | None = None
+) -> list[Result]:
     """Steps of the DiT's training, compiled on a GPU: forward, backward and optimiser, on latents that are there."""
     dit = load_prior(prior_folder).dit
     z = torch.randn(batch, *dit.latent_shape)
@@ -174,13 +201,15 @@ def bench_training(prior_folder: str, batch: int, device: torch.device, repeats:
         dit.compile()
 
     def work() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with autocast(device):
             loss = (dit(z, t) - z).square().mean()
         loss.backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
 
     rate = batch / seconds(work, device, repeats)
+    if profile_to is not None:
+        profile(work, device, profile_to)
     return [
         {
             "subject": "DiT training",
@@ -192,6 +221,25 @@ def bench_training(prior_folder: str, batch: int, device: torch.device, repeats:
             "peak_memory_gib": peak_memory(device),
         }
     ]
+
+
+# ---------------------------------------------------------------------------------------------- profiling
+
+
+def profile(work: Callable[[], Any], device: torch.device, path: Path, rows: int = 25) -> None:
+    """Write which kernels the time of one call goes to, the longest first."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    work()
+    synchronise(device)
+    with torch.profiler.profile(activities=activities) as profiler:
+        work()
+        synchronise(device)
+    table = profiler.key_averages().table(sort_by=f"self_{device.type}_time_total", row_limit=rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(table + "\n")
+    print(path)
 
 
 def peak_memory(device: torch.device) -> float | None:
@@ -210,6 +258,7 @@ def main() -> None:
     parser.add_argument("--train-batch", type=int, help="videos a training step (256 on a GPU, 4 on a CPU)")
     parser.add_argument("--steps", type=int, help="sampler steps a measurement (20 on a GPU, 2 on a CPU)")
     parser.add_argument("--repeats", type=int, default=5, help="measurements, of which the median counts (%(default)s)")
+    parser.add_argument("--profile", action="store_true", help="also write which kernels the time goes to")
     options = parser.parse_args()
 
     on_gpu = torch.cuda.is_available()
@@ -217,8 +266,12 @@ def main() -> None:
     torch.set_float32_matmul_precision("high")  # TF32, for the reference too
     peak = matrix_rate(device, torch.bfloat16 if on_gpu else torch.float32)
     batch, steps = options.batch or (80 if on_gpu else 2), options.steps or (20 if on_gpu else 2)
-    results = bench_sampling(options.prior, batch, steps, device, options.repeats)
-    results += bench_training(options.prior, options.train_batch or (256 if on_gpu else 4), device, options.repeats)
+    train_batch = options.train_batch or (256 if on_gpu else 4)
+    profiles = [
+        options.output / f"profile-{name}.txt" if options.profile else None for name in ("sampling", "training")
+    ]
+    results = bench_sampling(options.prior, batch, steps, device, options.repeats, profiles[0])
+    results += bench_training(options.prior, train_batch, device, options.repeats, profiles[1])
     for result in results:
         result["share_of_matrix_rate"] = result["tflops"] * 1e12 / peak
     machine = {"matrix_tflops": peak / 1e12, "host": platform.machine(), **runs.describe_machine()}

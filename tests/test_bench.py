@@ -35,7 +35,7 @@ def test_guidance_flops_are_those_of_torchs_counter(tiny_prior):
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         (prior.dit(z, t).sum() + prior.decode(z).sum()).backward()
     # The time embedding has no gradient by z: counted twice here, once there.
-    assert guidance_flops(prior) == pytest.approx(counter.get_total_flops(), rel=0.01)
+    assert sum(guidance_flops(prior).values()) == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
 def test_reference_loop_is_the_products_sampler():
@@ -50,12 +50,14 @@ def test_a_tiny_run_keeps_its_table(tiny_prior, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("bench.matrix_rate", lambda device, dtype: 1e12)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: None)  # a minute of C++ otherwise
     arguments = ["--prior", tiny_prior, "--output", tmp_path / "bench", "--batch", 1, "--train-batch", 1]
-    monkeypatch.setattr(sys, "argv", ["bench.py", *map(str, arguments), "--steps", "1", "--repeats", "1"])
+    monkeypatch.setattr(sys, "argv", ["bench.py", *map(str, arguments), "--steps", "1", "--repeats", "1", "--profile"])
     main()
     rows = list(csv.DictReader((tmp_path / "bench" / "bench.csv").open()))
-    assert [row["kind"] for row in rows] == ["sampling"] * 3 + ["training"]
+    assert [row["kind"] for row in rows] == ["sampling"] * 3 + ["part"] * 2 + ["training"]
     assert float(rows[0]["ratio"]) == 1
     assert all(float(row["share_of_matrix_rate"]) == pytest.approx(float(row["tflops"])) for row in rows)
+    for name in ("sampling", "training"):
+        assert "aten::" in (tmp_path / "bench" / f"profile-{name}.txt").read_text()
     machine = json.loads((tmp_path / "bench" / "machine.json").read_text())
     assert machine["matrix_tflops"] == 1
     assert "x the reference" in capsys.readouterr().out
