@@ -49,7 +49,7 @@ class Training:
     log_every: int = 50
     check_videos: int = 4  # stage dit: validation clips of the posterior-sampling check; 0 turns it off
     check_steps: int = 50
-    check_zeta: float = 20.0
+    check_zeta: float = 0.5  # of dps_polyak, which needs no tuning to a prior
 
     def __post_init__(self) -> None:
         if self.stage not in ("vae", "dit"):

@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 from vsr_lightning.config import Training
 from vsr_lightning.degradation.downsample import Downsample
 from vsr_lightning.inference.ancestral import ancestral_sample
-from vsr_lightning.inference.dps import Observation, dps_sample
+from vsr_lightning.inference.dps import Observation
+from vsr_lightning.inference.dps_polyak import dps_polyak_sample
 from vsr_lightning.inference.noise import SampleKey, SamplerNoise, sensor_noise
 from vsr_lightning.metrics import psnr
 from vsr_lightning.models.prior import Prior
@@ -22,6 +23,7 @@ from vsr_lightning.training.optimisation import clip_and_log_gradients, configur
 NOISE_LEVELS = 4  # the loss is logged apart for so many equal ranges of t
 # The observation of the posterior check: 8x, as in the frame-count sweep.
 CHECK_SIGMA_H, CHECK_SIGMA_Y = 2.0, 0.02
+CHECK_START = 0.85  # where its sampler begins, as a share of the schedule
 
 
 def spread_timesteps(batch: int, num_steps: int, generator: torch.Generator) -> Tensor:
@@ -118,8 +120,13 @@ class LitDiT(L.LightningModule):
         noise_norm = torch.full((len(y),), CHECK_SIGMA_Y * y[0].numel() ** 0.5, device=y.device)
         noise = SamplerNoise(_keys(len(x)), prior.latent_shape, x.device)
         with torch.compiler.set_stance("force_eager"):
-            return dps_sample(
-                prior, Observation(y, operator, noise_norm), noise, steps=options.check_steps, zeta=options.check_zeta
+            return dps_polyak_sample(
+                prior,
+                Observation(y, operator, noise_norm),
+                noise,
+                steps=options.check_steps,
+                zeta=options.check_zeta,
+                start=CHECK_START,
             )
 
 

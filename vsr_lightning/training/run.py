@@ -15,7 +15,7 @@ from vsr_lightning.models.schedule import LinearSchedule
 from vsr_lightning.models.vae import VAE
 from vsr_lightning.models.video_dit import VideoDiT
 from vsr_lightning.training.callbacks import EMA, GaplessLog, LastCheckpoint, Pictures, Progress, Throughput
-from vsr_lightning.training.lit_dit import LitDiT
+from vsr_lightning.training.lit_dit import CHECK_START, LitDiT
 from vsr_lightning.training.lit_vae import LitVAE, measure_latents
 
 COMPILE_FROM_STEPS = 500  # compilation takes the time of some hundred steps
@@ -121,8 +121,9 @@ def check_clips(datamodule: ClipDataModule, module: LitVAE | LitDiT, experiment:
         return
     if shape != module.prior.video_shape:
         raise UserError(f"dit: makes videos {module.prior.video_shape} (F, C, H, W), but the data has {shape}")
-    if experiment.training.check_steps > module.prior.schedule.num_steps:
-        raise UserError(f"training.check_steps: {experiment.training.check_steps} is more than schedule.num_steps")
+    most, steps = int(CHECK_START * module.prior.schedule.num_steps), experiment.training.check_steps
+    if steps > most:
+        raise UserError(f"training.check_steps: {steps} is more than {most}, the timesteps that the check goes through")
 
 
 def input_fingerprints(experiment: Experiment) -> dict[str, str]:
