@@ -5,10 +5,13 @@ import os
 import socket
 import subprocess
 import sys
+import zlib
 
 import pytest
+from damage import DAMAGES
 
 from vsr_lightning import files
+from vsr_lightning.config import UserError
 
 
 def test_replacing_writes_syncs_and_renames(tmp_path, monkeypatch):
@@ -75,6 +78,55 @@ def test_other_errors_keep_their_kind_and_get_the_name(tmp_path):
     assert raised.value.filename == str(tmp_path)
     with pytest.raises(ValueError, match="mine"), files.naming(tmp_path):
         raise ValueError("mine")
+
+
+@pytest.mark.parametrize("error", [zlib.error("data error"), EOFError(), OSError("Unable to open file"), KeyError(1)])
+def test_whatever_a_library_says_of_a_damaged_file_it_is_named(error, tmp_path):
+    path = tmp_path / "clips.h5"
+    reason = error.__class__.__name__
+    with pytest.raises(UserError) as raised, files.reading(path, "go on"):
+        raise error
+    assert str(raised.value) == f"{path}: cannot be read ({reason}); go on"
+    with pytest.raises(files.DamagedFile, match=f"clips.h5: .*{reason}.*go on"), files.reading(tmp_path, "elsewhere"):
+        raise raised.value
+
+
+def test_what_says_nothing_of_the_content_is_no_damage(tmp_path):
+    path = tmp_path / "clips.h5"
+    with pytest.raises(FileNotFoundError), files.reading(path, "go on"):
+        path.read_bytes()
+    with pytest.raises(OSError) as raised, files.reading(path, "go on"):
+        raise OSError(errno.EIO, "Input/output error")
+    assert raised.value.filename == str(path)
+    with pytest.raises(MemoryError), files.reading(path, "go on"):
+        raise MemoryError
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_table_is_read_as_text(tmp_path, end):
+    path = tmp_path / "table.csv"
+    path.write_bytes(end.join(["a,b", '1.0,"x, y"', ",", ""]).encode())
+    assert files.read_table(path, "go on") == [{"a": "1.0", "b": "x, y"}, {"a": "", "b": ""}]
+    path.write_bytes(f"a,b{end}".encode())
+    assert files.read_table(path, "go on") == []
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_table_is_named(tmp_path, damage):
+    path = tmp_path / "table.csv"
+    path.write_text("video,psnr\n" + "".join(f"{video},{21 + video / 7}\n" for video in range(40)))
+    damage(path)
+    with pytest.raises(files.DamagedFile, match=r"table\.csv: cannot be read .*; go on"):
+        files.read_table(path, "go on")
+
+
+@pytest.mark.parametrize("content", ["a,b\n1,21.4", "a,b\n1,2,3\n", "a,b\n1\n", 'a,b\n1,"2\n', "a,b\n1,\0\n", ""])
+def test_a_table_that_is_not_whole(tmp_path, content):
+    """The first might have been 21.47."""
+    path = tmp_path / "table.csv"
+    path.write_text(content)
+    with pytest.raises(files.DamagedFile):
+        files.read_table(path, "go on")
 
 
 def test_a_lock_waits_for_the_end_of_the_process_that_holds_it(tmp_path, capfd):

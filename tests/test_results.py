@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -25,6 +26,7 @@ from vsr_lightning.evaluation.results import (
 )
 from vsr_lightning.evaluation.videos import ClipWriter, merge_clips, read_clips, write_gif
 from vsr_lightning.evaluation.wandb_run import log_results
+from vsr_lightning.files import DamagedFile
 
 SETTING = {
     "factor": 8,
@@ -126,7 +128,7 @@ def test_a_file_of_one_torn_line_becomes_empty(tmp_path):
     assert path.read_text() == ""
 
 
-@pytest.mark.parametrize("damage", ["{broken", "[1, 2]", "3"])
+@pytest.mark.parametrize("damage", ["{broken", "[1, 2]", "3", '{"video": 0}'])
 def test_damaged_line_is_named(tmp_path, damage):
     writer = RowWriter(tmp_path)
     writer.append([item()])
@@ -246,6 +248,7 @@ def test_means_of_samples_join_the_summary(tmp_path):
     RowWriter(tmp_path).append([item(v, num_frames=n) for v in (0, 1) for n in (3, 5)])
     write_means(tmp_path, [mean_row(0, 99.0), mean_row(1, 27.0)])
     write_means(tmp_path, [mean_row(0, 23.0)])  # measured again
+    write_means(tmp_path, [mean_row(1, 98.0) | {"n_samples": 9}])  # of what was left
     assert [row["psnr_first_of_mean"] for row in read_table(tmp_path / "means.csv")] == [23.0, 27.0]
 
     write_tables(tmp_path)
@@ -316,6 +319,37 @@ def test_a_writer_killed_midway_leaves_the_clips_readable(tmp_path):
     ClipWriter(tmp_path).append(item(num_frames=2), **clip(2))
     merge_clips(tmp_path)
     assert [c["num_frames"] for c in read_clips(tmp_path)] == [1, 2]
+
+
+def test_damaged_clips_do_not_last(tmp_path):
+    gathered = tmp_path / "clips.h5"
+    gathered.write_bytes(b"damaged")
+    merge_clips(tmp_path)
+    assert not gathered.exists()
+    for video, rank in ((0, 0), (1, 1)):
+        ClipWriter(tmp_path, rank).append(item(video), **clip(video))
+    (tmp_path / "rows" / "clips-rank-0.h5").write_bytes(b"damaged")
+    gathered.write_bytes(b"damaged")
+    merge_clips(tmp_path)
+    assert [c["video"] for c in read_clips(tmp_path)] == [1]
+    ClipWriter(tmp_path, rank=0).append(item(2), **clip(2))
+    merge_clips(tmp_path)
+    assert [c["video"] for c in read_clips(tmp_path)] == [1, 2]
+
+
+@pytest.mark.parametrize("change", ["sigma_h", "video", "truth", "frames"])
+def test_clips_that_are_not_what_was_written(tmp_path, change):
+    """As a flipped bit leaves them: HDF5 itself may see nothing wrong."""
+    ClipWriter(tmp_path).append(item(0), **clip())
+    merge_clips(tmp_path)
+    with h5py.File(tmp_path / "clips.h5", "a") as file:
+        (group,) = file.values()
+        if change in group:
+            del group[change]
+        else:
+            group.attrs[change] = 7
+    with pytest.raises(DamagedFile, match=r"clips\.h5"):
+        read_clips(tmp_path)
 
 
 def test_no_clips_make_no_file(tmp_path):

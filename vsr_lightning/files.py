@@ -1,9 +1,14 @@
-"""Files that are whole or absent, whatever kills the process or fills the disk; one process writes at a time."""
+"""Files that are whole or absent, whatever kills the process or fills the disk; one process writes at a time.
+
+What damages them later, a failing disk or an interrupted copy, is found when they are read.
+"""
 
 import contextlib
+import csv
 import errno
 import fcntl
 import glob
+import io
 import os
 import shutil
 import socket
@@ -12,7 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from vsr_lightning.config import UserError
+
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, or more than this user or process may have
+
+
+class DamagedFile(UserError):
+    """A file does not hold what was written to it."""
 
 
 @contextlib.contextmanager
@@ -110,6 +121,36 @@ def _disk_full(error: Exception) -> int:
         ):
             return code
     return 0
+
+
+@contextlib.contextmanager
+def reading(path: Path, way_out: str) -> Iterator[None]:
+    """Raise DamagedFile, which names the file, the reason and a way out, whatever a library says of a damaged file.
+
+    zipfile, zlib, HDF5, Pillow and csv each have errors of their own, and use Python's. What says nothing of the
+    content stays what it is: an error of the file system, with the file's name, or a lack of memory.
+    """
+    try:
+        with naming(path):
+            yield
+    except (DamagedFile, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename:
+            raise
+        raise DamagedFile(f"{path}: cannot be read ({error.__class__.__name__}); {way_out}") from error
+
+
+def read_table(path: Path, way_out: str) -> list[dict[str, str]]:
+    """Rows of a CSV file, cells as text. Raises DamagedFile."""
+    with reading(path, way_out):
+        text = path.read_bytes().decode()
+        if not text.endswith("\n") or "\0" in text:  # cut off, or blocks that were never written
+            raise ValueError("not a whole table")
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+        if any(None in row or None in row.values() for row in rows):
+            raise ValueError("a row has more or fewer cells than the header")
+    return rows
 
 
 def lock(file: IO, waiting_for: Path) -> None:

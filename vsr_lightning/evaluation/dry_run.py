@@ -11,6 +11,7 @@ from vsr_lightning import runs
 from vsr_lightning.config import Experiment
 from vsr_lightning.evaluation import results
 from vsr_lightning.evaluation.grid import Item, batches_of_rank, first_look
+from vsr_lightning.evaluation.inventory import take_inventory
 from vsr_lightning.evaluation.job import Job, Row, prepare
 
 ROW_BYTES = 1500  # of an item in its row file and in results.csv
@@ -20,7 +21,8 @@ def dry_run(experiment: Experiment, limit: int | None = None) -> str:
     """The plan of a sweep as text; nothing is written. Raises UserError, as the sweep itself would."""
     job = prepare(experiment)
     folder = runs.find_run(experiment, "sweep", job.inputs)
-    missing = job.missing(folder)
+    held = take_inventory(folder)
+    missing = job.missing(held)
     now = first_look(missing, limit)
     lines = [
         f"{folder}: {len(job.items)} restorations, {len(job.items) - len(missing)} done, {len(missing)} missing",
@@ -29,6 +31,7 @@ def dry_run(experiment: Experiment, limit: int | None = None) -> str:
         f"batches of at most {experiment.trainer.batch_size}, by device: {_batches(experiment, now)}",
         f"time: {_time(job, now)}",
         f"disk: at most {_size(_disk_bytes(job, now))}",
+        *held.damaged,
     ]
     return "\n".join(lines)
 
@@ -85,8 +88,7 @@ def _hardware(meta_path: Path) -> str:
 def _disk_bytes(job: Job, items: list[Item]) -> int:
     """Of the files to come, as if videos could not be compressed: every restoration, and the clips to look at."""
     video = math.prod(job.prior.video_shape)
-    kept = [item for item in items if item.noise == 0 and item.video < job.experiment.grid.keep_videos]
-    clips = sum(3 * video + video // item.factor**2 for item in kept)
+    clips = sum(3 * video + video // item.factor**2 for item in items if job.keeps_clip(item))
     return len(items) * (video + ROW_BYTES) + 2 * clips  # kept by each rank, and gathered
 
 

@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +14,7 @@ from vsr_lightning.data.clips import ClipDataModule
 from vsr_lightning.degradation.downsample import Downsample
 from vsr_lightning.evaluation import results
 from vsr_lightning.evaluation.grid import Item, degradations, grid_items, row_maker, sampler_sections, widths
+from vsr_lightning.evaluation.inventory import Inventory
 from vsr_lightning.inference.lit_vsr import check_frames
 from vsr_lightning.models.prior import Prior, fingerprint, load_prior
 
@@ -41,10 +41,20 @@ class Job:
         """An item's row, without what is measured."""
         return row_maker(self.fixed)
 
-    def missing(self, folder: Path) -> list[Item]:
-        """The items that a run folder, which need not exist, lacks or has as failed, in the order of the grid."""
-        done = {results.item_key(row) for row in results.read_rows(folder) if row["status"] == "ok"}
-        return [item for item in self.items if results.item_key(self.to_row(item)) not in done]
+    def missing(self, held: Inventory) -> list[Item]:
+        """The items that failed, or of which a run folder lacks something, in the order of the grid."""
+        return [item for item in self.items if not self._is_complete(item, held)]
+
+    def _is_complete(self, item: Item, held: Inventory) -> bool:
+        row = self.to_row(item)
+        key, video = results.item_key(row), results.video_key(row)
+        # The mean over all noise instances is what restorations are kept for.
+        in_mean = key in held.restored or held.samples.get(video, 0) >= self.experiment.grid.noises
+        return key in held.measured and in_mean and (video in held.clips or not self.keeps_clip(item))
+
+    def keeps_clip(self, item: Item) -> bool:
+        """Whether its videos are kept to look at."""
+        return item.noise == 0 and item.video < self.experiment.grid.keep_videos
 
 
 def prepare(experiment: Experiment) -> Job:

@@ -5,6 +5,7 @@ A run folder holds `rows/rank-<r>.jsonl`, written by each process while it works
 absent; of a killed process's last rows, those that are whole count.
 """
 
+import contextlib
 import csv
 import json
 import math
@@ -25,6 +26,8 @@ CONDITION = (
     *("sampler", "steps", "zeta", "seed", "prior", "dataset"),
 )
 ITEM = ("video", "noise")
+# Of a file that is damaged: the same command makes what is missing.
+COUNTS_AS_MISSING = "what only this file held counts as missing; it may be deleted"
 MEASURED = ("psnr_first", "psnr_mean", "ssim_mean", "residual_rms", "seconds")
 
 # The order of columns in results.csv; further ones follow.
@@ -72,6 +75,11 @@ def condition_key(row: Mapping[str, Any]) -> tuple:
 def item_key(row: Mapping[str, Any]) -> tuple:
     """What identifies `row`: its condition, video and noise instance, equal after JSON or CSV."""
     return condition_key(row) + tuple(normalise(row.get(column)) for column in ITEM)
+
+
+def video_key(row: Mapping[str, Any]) -> tuple:
+    """What identifies a video under a condition, over its noise instances."""
+    return *condition_key(row), normalise(row.get("video"))
 
 
 def sortable(key: tuple) -> tuple:
@@ -125,7 +133,7 @@ def _plain(value: Any) -> Any:
 def read_rows(run_dir: Path) -> list[Row]:
     """Rows of all ranks, one per item: the first one, or the first with status "ok" if there is any.
 
-    Raises UserError naming file and line if a line other than a torn last one is no JSON object.
+    Raises UserError naming file and line if a line other than a torn last one is no row.
     """
     rows: dict[tuple, Row] = {}
     for path in sorted(Path(run_dir).glob("rows/rank-*.jsonl")):
@@ -141,7 +149,10 @@ def _read_lines(path: Path) -> list[Row]:
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(dict(json.loads(line)))
+            row = dict(json.loads(line))
+            if "status" not in row:
+                raise ValueError("a row says how its restoration ended")
+            rows.append(row)
         except (ValueError, TypeError):
             message = f"{path}: line {number} is not a row of results; delete it to measure its item again"
             raise UserError(message) from None
@@ -176,19 +187,30 @@ def write_means(run_dir: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Add to `means.csv` how good the mean over a video's noise instances is.
 
     A row has the condition's columns, `video`, `n_samples`, and the mean's scores as `<score>_of_mean`. It replaces
-    an earlier row of the same video and condition.
+    an earlier row of the same video and condition, unless that is the mean of more samples: some were lost since.
     """
     path = Path(run_dir) / "means.csv"
-    earlier = read_table(path) if path.exists() else []
-    by_key = {item_key(row): dict(row) for row in (*earlier, *rows)}
+    by_key: dict[tuple, Row] = {}
+    with contextlib.suppress(FileNotFoundError, files.DamagedFile):  # a damaged table is measured anew
+        by_key = {video_key(row): row for row in read_table(path)}
+    for row in rows:
+        key = video_key(row)
+        if samples_of(by_key.get(key, {})) <= samples_of(row):
+            by_key[key] = dict(row)
     ordered = [by_key[key] for key in sorted(by_key, key=sortable)]
     write_csv(path, ordered, first=("video", *CONDITION))
 
 
+def samples_of(mean: Mapping[str, Any]) -> int:
+    """The number of samples in a mean, a row of `means.csv`; 0 if it does not say."""
+    number = mean.get("n_samples")
+    return number if isinstance(number, int) else 0
+
+
 def read_table(path: Path) -> list[Row]:
-    """Rows of a CSV file, numbers parsed, None where a cell is empty."""
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        return [{column: _parse(cell) for column, cell in row.items()} for row in csv.DictReader(file)]
+    """Rows of a CSV file, numbers parsed, None where a cell is empty. Raises DamagedFile."""
+    rows = files.read_table(path, COUNTS_AS_MISSING)
+    return [{column: _parse(cell) for column, cell in row.items()} for row in rows]
 
 
 def write_csv(path: Path, rows: Sequence[Row], first: Sequence[str]) -> None:

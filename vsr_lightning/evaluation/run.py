@@ -21,10 +21,12 @@ from vsr_lightning.config import Experiment, UserError, build
 from vsr_lightning.data.clips import to_uint8, to_video
 from vsr_lightning.evaluation import results, videos, wandb_run
 from vsr_lightning.evaluation.grid import GridDataset, Item, batches_of_rank, first_look, frames_of
+from vsr_lightning.evaluation.inventory import Inventory, take_inventory
 from vsr_lightning.evaluation.job import Job, prepare
 from vsr_lightning.inference.lit_vsr import LitVSR, ObservationBatch, Restoration
 from vsr_lightning.metrics import scores
 
+RESTORED_AGAIN = "restored again, its first row stands"
 COMPILE_FROM_STEPS = 1000  # sampler steps of a job: compilation takes about a minute
 
 Row = dict[str, Any]
@@ -38,16 +40,19 @@ def sweep(experiment: Experiment, limit: int | None = None) -> Path:
     job = prepare(experiment)
     folder = runs.open_run(experiment, "sweep", job.inputs)
     with results.RowWriter(folder, runs.rank()) as rows:  # before reading: another process may be at work here
-        missing = first_look(job.missing(folder), limit)
+        held = take_inventory(folder)
+        missing = first_look(job.missing(held), limit)
+        if held.damaged and runs.rank() == 0:
+            print(*held.damaged, sep="\n", file=sys.stderr)
         logger = runs.make_logger(experiment, folder, "sweep", tags=[*job.inputs.values()])
         if missing:
-            _restore(job, missing, folder, rows)
+            _restore(job, missing, held, folder, rows)
         if runs.rank() == 0:
             _conclude(job, folder, logger)
     return folder
 
 
-def _restore(job: Job, missing: list[Item], folder: Path, rows: results.RowWriter) -> None:
+def _restore(job: Job, missing: list[Item], held: Inventory, folder: Path, rows: results.RowWriter) -> None:
     """Restore items, or as many as the time allows, each row on disk as soon as its batch is done."""
     experiment, options = job.experiment, job.experiment.trainer
     from_reconstruction = experiment.grid.observe == "reconstruction"
@@ -55,7 +60,7 @@ def _restore(job: Job, missing: list[Item], folder: Path, rows: results.RowWrite
     module.allow_zero_length_dataloader_with_multiple_devices = True  # few items, many devices
     if _pays_to_compile(experiment, missing):
         module.compile_networks()
-    callbacks: list[Callback] = [RowSink(job, folder, rows)]
+    callbacks: list[Callback] = [RowSink(job, held, folder, rows)]
     if options.progress:
         callbacks.append(SamplingProgress(folder))
     trainer = L.Trainer(
@@ -128,10 +133,14 @@ class UntilTimeIsUp(Sampler[int]):
 
 
 class RowSink(Callback):
-    """Writes what comes of each batch, and only then lets the next one begin."""
+    """Writes what comes of each batch, and only then lets the next one begin.
 
-    def __init__(self, job: Job, folder: Path, rows: results.RowWriter) -> None:
-        self.job, self.folder, self.rows = job, folder, rows
+    Of an item that was measured before, only what the folder lacks: its row stands, although on a GPU the restoration
+    made again is not quite the one that it measures.
+    """
+
+    def __init__(self, job: Job, held: Inventory, folder: Path, rows: results.RowWriter) -> None:
+        self.job, self.held, self.folder, self.rows = job, held, folder, rows
         self._parent = os.getppid()
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -151,22 +160,27 @@ class RowSink(Callback):
             {**self.job.to_row(item), **measured, "status": status}
             for item, measured, status in zip(items, outputs.measured, outputs.status, strict=True)
         ]
-        experiment = self.job.experiment
         restored = to_uint8(outputs.x_hat.nan_to_num()).numpy()
-        for index, item in enumerate(items):
-            if item.video < experiment.grid.keep_videos and item.noise == 0 and rows[index]["status"] == "ok":
+        # Not the failed ones: what a later try restores must not have a rival.
+        ok = [index for index, row in enumerate(rows) if row["status"] == "ok"]
+        for index in ok:
+            if self.job.keeps_clip(items[index]) and results.video_key(rows[index]) not in self.held.clips:
                 observed, truth, bicubic = (
                     to_uint8(video[index]).cpu().numpy() for video in (outputs.y, batch.x, outputs.bicubic)
                 )
-                frames = frames_of(item, len(truth), experiment.seed)
+                frames = frames_of(items[index], len(truth), self.job.experiment.seed)
                 self.clips.append(rows[index], observed, restored[index], truth, frames, bicubic)
-        # Not the failed ones: what a later try restores must not have a rival.
-        ok = [index for index, row in enumerate(rows) if row["status"] == "ok"]
-        if ok:
-            videos.save_restored(self.folder, [rows[index] for index in ok], restored[ok])
-        self.rows.append(rows)
+        lacking = [index for index in ok if results.item_key(rows[index]) not in self.held.restored]
+        if lacking:
+            videos.save_restored(self.folder, [rows[index] for index in lacking], restored[lacking])
+        self.rows.append([self._to_log(row) for row in rows])
         if trainer.global_rank > 0 and os.getppid() != self._parent:
             raise SystemExit("the process that started this one has died; the same command goes on")
+
+    def _to_log(self, row: Row) -> Row:
+        """The row to write: for an item that has one, no rival to it."""
+        again = row["status"] == "ok" and results.item_key(row) in self.held.measured
+        return row | {"status": RESTORED_AGAIN} if again else row
 
 
 class SamplingProgress(Callback):

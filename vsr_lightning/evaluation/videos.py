@@ -1,7 +1,7 @@
 """Restored videos of a sweep on disk: all of them for the means, and some clips to look at.
 
 Each process writes `rows/restored/*.npz` and `rows/clips-rank-<r>.h5` while it works; `clips.h5` is made from the
-latter. Every file is whole or absent.
+latter. Every file is whole or absent. One that was damaged later counts as absent: the sweep restores its videos again.
 
 Shapes: B batch, F frames, H W pixels (h w low resolution), C channels.
 """
@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import math
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,15 @@ import numpy as np
 from PIL import Image
 
 from vsr_lightning import files
-from vsr_lightning.evaluation.results import CONDITION, Row, condition_key, item_key, normalise, sortable
+from vsr_lightning.evaluation.results import (
+    CONDITION,
+    COUNTS_AS_MISSING,
+    Row,
+    item_key,
+    normalise,
+    sortable,
+    video_key,
+)
 
 CLIP_ARRAYS = ("observed", "restored", "truth", "bicubic")
 CLIP = (*CONDITION, "video")  # what identifies a kept clip
@@ -40,13 +49,24 @@ def save_restored(run_dir: Path, rows: Sequence[Mapping[str, Any]], restored: np
 
 
 def load_restored(run_dir: Path) -> dict[tuple, np.ndarray]:
-    """All kept restorations, uint8 (F, H, W, C), by item key."""
+    """All kept restorations that can be read, uint8 (F, H, W, C), by item key."""
     videos: dict[tuple, np.ndarray] = {}
-    for path in sorted(Path(run_dir).glob("rows/restored/*.npz")):
-        with np.load(path) as batch:
-            keys = [tuple(key) for key in json.loads(str(batch["keys"]))]
-            videos |= dict(zip(keys, batch["restored"], strict=True))
+    for path in restored_files(run_dir):
+        with contextlib.suppress(files.DamagedFile):
+            videos |= read_restored(path)
     return videos
+
+
+def restored_files(run_dir: Path) -> list[Path]:
+    return sorted(Path(run_dir).glob("rows/restored/*.npz"))
+
+
+def read_restored(path: Path) -> dict[tuple, np.ndarray]:
+    """The restorations of one batch, uint8 (F, H, W, C), by item key. Raises DamagedFile."""
+    with files.reading(path, COUNTS_AS_MISSING), zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive:
+        # Not by NumPy alone, which believes an array's header before the checksum of its bytes is known.
+        keys, restored = (np.load(io.BytesIO(archive.read(f"{name}.npy"))) for name in ("keys", "restored"))
+        return dict(zip(map(tuple, json.loads(str(keys))), restored, strict=True))
 
 
 class ClipWriter:
@@ -58,6 +78,7 @@ class ClipWriter:
     def __init__(self, run_dir: Path, rank: int = 0):
         self.path = Path(run_dir) / "rows" / f"clips-rank-{rank}.h5"
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._content = self.path.read_bytes() if self.path.exists() and _is_whole(self.path) else b""
 
     def append(
         self,
@@ -89,9 +110,9 @@ class ClipWriter:
 
         key = {column: normalise(row.get(column)) for column in CLIP}
         # HDF5 is not readable when its writer is killed, so the file that others see is always a closed one.
-        kept = self.path.read_bytes() if self.path.exists() else b""
-        with _h5_file(self.path, kept) as file:
+        with _h5_file(self.path, self._content) as file:
             _replace_group(file, key, {**clips, "frames": np.asarray(list(frames), dtype=np.int64)})
+        self._content = self.path.read_bytes()
 
 
 @contextlib.contextmanager
@@ -125,10 +146,10 @@ def _group_name(key: Mapping[str, Any]) -> str:
 
 def merge_clips(run_dir: Path) -> None:
     """Gather the clips of all ranks in `clips.h5`, keeping those that only an earlier `clips.h5` has."""
-    run_dir = Path(run_dir)
-    path = run_dir / "clips.h5"
-    sources = [*sorted(run_dir.glob("rows/clips-rank-*.h5")), *([path] if path.exists() else [])]
+    path = Path(run_dir) / "clips.h5"
+    sources = [source for source in clip_files(run_dir) if _is_whole(source)]
     if not sources:
+        path.unlink(missing_ok=True)  # it is damaged, and nothing can take its place yet
         return
     with _h5_file(path) as merged:
         for source in sources:
@@ -138,21 +159,44 @@ def merge_clips(run_dir: Path) -> None:
                         file.copy(name, merged)
 
 
+def clip_files(run_dir: Path) -> list[Path]:
+    """The clips of each rank, then those gathered before."""
+    gathered = Path(run_dir) / "clips.h5"
+    return [*sorted(Path(run_dir).glob("rows/clips-rank-*.h5")), *([gathered] if gathered.exists() else [])]
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether every clip of the file can be read."""
+    try:
+        read_clip_file(path)
+    except files.DamagedFile:
+        return False
+    return True
+
+
 def read_clips(run_dir: Path) -> list[Row]:
-    """Clips in `clips.h5`, sorted by condition and video.
+    """The clips in `clips.h5`. Raises DamagedFile."""
+    return read_clip_file(Path(run_dir) / "clips.h5")
+
+
+def read_clip_file(path: Path) -> list[Row]:
+    """The clips of a file, sorted by condition and video. Raises DamagedFile.
 
     Each is the condition's columns and `video`, `observed` uint8 (F, h, w, C), `restored`, `truth` and, where it was
     kept, `bicubic` uint8 (F, H, W, C), and `frames`, the observed indices from 0.
     """
-    with h5py.File(Path(run_dir) / "clips.h5", "r") as file:
-        clips = [_read_clip(group) for group in file.values()]
-    return sorted(clips, key=lambda clip: sortable((*condition_key(clip), clip["video"])))
+    with files.reading(path, COUNTS_AS_MISSING), h5py.File(path, "r") as file:
+        clips = [_read_clip(name, group) for name, group in file.items()]
+    return sorted(clips, key=lambda clip: sortable(video_key(clip)))
 
 
-def _read_clip(group: h5py.Group) -> Row:
-    clip: Row = {"video": 0} | {column: normalise(value) for column, value in group.attrs.items()}
-    clip |= {name: group[name][()] for name in CLIP_ARRAYS if name in group}
-    return clip | {"frames": group["frames"][()].tolist()}
+def _read_clip(name: str, group: h5py.Group) -> Row:
+    """Raises KeyError or ValueError if something is missing or contradicts the group's name."""
+    key = {column: normalise(value) for column, value in group.attrs.items()}
+    if name != _group_name({column: key[column] for column in CLIP if column in key}):
+        raise ValueError("HDF5 has checksums of the arrays alone, not of what they are of")
+    arrays = {array: group[array][()] for array in CLIP_ARRAYS if array in group or array != "bicubic"}
+    return {"video": 0} | key | arrays | {"frames": group["frames"][()].tolist()}
 
 
 def write_gif(clip: Mapping[str, Any], path: Path, min_height: int = 192, milliseconds: int = 250) -> None:
