@@ -147,6 +147,20 @@ def test_tables_are_made_anew(finished, name, damage):
     finished.assert_as_before()
 
 
+@pytest.mark.parametrize("name", ["results.csv", "means.csv", "clips.h5"])
+def test_figures_name_what_is_damaged_and_the_way_out_works(finished, name, capfd):
+    figures = [f"vsr_lightning.figures.{module}.make_figures" for module in ("frame_count", "comparison")]
+    command = ["figures", *finished.arguments[1:], f"figures=[{','.join(figures)}]"]
+    truncate(finished.folder / name)
+    assert main(command) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"error: {finished.folder / name}: cannot be read (")
+    assert "repeat the sweep's command" in line
+    assert finished.repeat()[0] == []
+    assert main(command) == 0
+    finished.assert_as_before()
+
+
 def test_everything_at_once_and_a_little_at_a_time(finished):
     for path in (*videos.restored_files(finished.folder), *videos.clip_files(finished.folder)):
         empty(path)

@@ -5,35 +5,107 @@ import math
 import h5py
 import numpy as np
 import pytest
+from damage import DAMAGES
 
-from vsr_lightning.figures.reading import mean_and_error, read_clips, read_ok_rows, read_table
+from vsr_lightning.figures.reading import mean_and_error, read_clips, read_means, read_ok_rows, read_table
+from vsr_lightning.files import DamagedFile
+
+CONDITION = {
+    "factor": 4,
+    "num_frames": 3,
+    "sigma_h": 2.0,
+    "sigma_y": 0.02,
+    "steps": 250,
+    "zeta": 13.0,
+    "seed": 0,
+    "kernel": "gaussian",
+    "order": "sequential",
+    "sampler": "dps",
+    "prior": "a@b",
+    "dataset": "a test",
+}
+ITEM = CONDITION | {"video": 0, "noise": 0, "psnr_first": 21.5, "ssim_mean": "", "status": "ok"}
+MEAN = CONDITION | {"video": 0, "n_samples": 10, "psnr_first_of_mean": 24.5}
+
+
+def write_table(path, *rows):
+    lines = [rows[0], *(row.values() for row in rows)]
+    path.write_text("".join(",".join(map(str, line)) + "\n" for line in lines))
+    return path
 
 
 def test_tables_are_read_as_text_and_failures_left_out(tmp_path):
-    path = tmp_path / "results.csv"
-    path.write_text("video,status\n0,ok\n1,non-finite at step 3\n")
-    assert read_ok_rows(path) == [{"video": "0", "status": "ok"}]
+    failed = ITEM | {"video": 1, "psnr_first": "", "status": "non-finite at step 3"}
+    path = write_table(tmp_path / "results.csv", ITEM, failed)
+    assert read_ok_rows(path) == [{column: str(value) for column, value in ITEM.items()}]
     assert len(read_table(path)) == 2
-    assert read_ok_rows(tmp_path / "none.csv") == read_table(tmp_path / "none.csv") == []
+    assert read_means(write_table(tmp_path / "means.csv", MEAN))[0]["n_samples"] == "10"
+    none = tmp_path / "none.csv"
+    assert read_ok_rows(none) == read_means(none) == read_table(none) == []
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    ("read", "row"), [(read_table, ITEM), (read_ok_rows, ITEM), (read_means, MEAN)], ids=["table", "ok", "means"]
+)
+def test_a_damaged_table_is_named(tmp_path, read, row, damage):
+    path = write_table(tmp_path / "table.csv", *[row] * 20)
+    damage(path)
+    with pytest.raises(DamagedFile, match=r"table\.csv: cannot be read .*; repeat the sweep's command"):
+        read(path)
+
+
+@pytest.mark.parametrize("column", ["video", "num_frames", "sigma_h", "kernel", "status", "psnr_first", "ssim_mean"])
+def test_a_cell_or_a_column_that_is_not_what_was_written(tmp_path, column):
+    """A flipped bit can leave the text and the table's form intact."""
+    renamed = {("o" if name == column else "") + name: value for name, value in ITEM.items()}
+    damaged = {"column": renamed, "cell": ITEM | {column: "1o"}}
+    if column == "ssim_mean":  # older files may lack it
+        del damaged["column"]
+    if column in ("kernel", "status"):  # text, whatever it says
+        del damaged["cell"]
+    for name, row in damaged.items():
+        with pytest.raises(DamagedFile, match=rf"{name}\.csv: cannot be read"):
+            read_ok_rows(write_table(tmp_path / f"{name}.csv", row))
 
 
 def test_clips_from_before_baselines_and_several_videos(tmp_path):
-    path = tmp_path / "clips.h5"
-    clip = np.zeros((2, 4, 4, 3), np.uint8)
+    new, old = read_clips(write_clips(tmp_path / "clips.h5"))
+    arrays = {"observed", "restored", "truth", "frames"}
+    assert (old["video"], old["factor"], set(old) - {*CONDITION, "video"}) == (0, 4, arrays)
+    assert (new["video"], set(new) - {*CONDITION, "video"}) == (2, arrays | {"bicubic"})
+
+
+def write_clips(path):
+    """One clip from before baselines and several videos, one of now."""
     with h5py.File(path, "w") as file:
-        for name, arrays in {"old": ("observed", "restored", "truth"), "new": ("restored", "bicubic")}.items():
+        for name in ("old", "new"):
             group = file.create_group(name)
-            group.attrs["factor"] = 4
+            group.attrs.update(CONDITION)
             group["frames"] = [0, 1]
-            for array in arrays:
-                group[array] = clip
+            for array in ("observed", "restored", "truth", *(["bicubic"] if name == "new" else [])):
+                clip = np.arange(2 * 16 * 16 * 3, dtype=np.uint8).reshape(2, 16, 16, 3)
+                group.create_dataset(array, data=clip, compression="gzip")
         file["new"].attrs["video"] = 2
-    new, old = read_clips(path)
-    assert (old["video"], old["factor"], set(old) - {"factor", "video"}) == (
-        *(0, 4),
-        {"observed", "restored", "truth", "frames"},
-    )
-    assert (new["video"], set(new) - {"factor", "video"}) == (2, {"restored", "bicubic", "frames"})
+    return path
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_clips_are_named(tmp_path, damage):
+    damage(write_clips(tmp_path / "clips.h5"))
+    with pytest.raises(DamagedFile, match=r"clips\.h5: cannot be read .*; repeat the sweep's command"):
+        read_clips(tmp_path / "clips.h5")
+
+
+@pytest.mark.parametrize("missing", ["truth", "observed", "frames", "factor", "kernel"])
+def test_clips_without_what_all_have(tmp_path, missing):
+    path = write_clips(tmp_path / "clips.h5")
+    with h5py.File(path, "a") as file:
+        for holder in (file["old"], file["old"].attrs):
+            if missing in holder:
+                del holder[missing]
+    with pytest.raises(DamagedFile, match=r"clips\.h5"):
+        read_clips(path)
 
 
 def test_mean_and_error_over_videos():

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from damage import DAMAGES
 from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -370,6 +371,20 @@ def test_a_damaged_file_is_named(run_dir, tmp_path, name, content):
     (run_dir / name).write_bytes(content)
     with pytest.raises(UserError, match=f"{name}: cannot be read"):
         make_report([run_dir], tmp_path / "report.html")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["results.csv", "summary.csv", "means.csv", "clips.h5", "meta.json", "fig2.png"])
+def test_a_file_that_a_disk_damaged_is_named(run_dir, tmp_path, capsys, name, damage):
+    damage(run_dir / name)
+    page = tmp_path / "report.html"
+    assert main(["report", str(run_dir), "--output", str(page)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {run_dir / name}: cannot be read (")
+    assert not page.exists()
+    if name != "results.csv":
+        (run_dir / name).unlink()  # the way out
+        assert main(["report", str(run_dir), "--output", str(page)]) == 0
 
 
 def test_command_line(run_dir, monkeypatch, capsys):

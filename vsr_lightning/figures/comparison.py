@@ -29,7 +29,7 @@ from vsr_lightning.figures.drawing import (
     show_frame,
     source,
 )
-from vsr_lightning.figures.reading import Row, mean_and_error, read_clips, read_ok_rows, read_table
+from vsr_lightning.figures.reading import Row, mean_and_error, read_clips, read_means, read_ok_rows
 from vsr_lightning.files import replacing, write_text
 
 SETTING = ("dataset", "prior", "sampler", "steps", "zeta", "sigma_y", "num_frames", "order", "seed")
@@ -56,7 +56,7 @@ def make_figures(run_dir: Path) -> list[Path]:
     """Write `table1.csv`, `table1.md`, `fig6.png` (4x) and `fig7.png` (8x), those whose data is there; their paths."""
     run_dir = Path(run_dir)
     paths = []
-    if table := table1(read_ok_rows(run_dir / "results.csv"), read_table(run_dir / "means.csv")):
+    if table := table1(read_ok_rows(run_dir / "results.csv"), read_means(run_dir / "means.csv")):
         paths += [run_dir / "table1.csv", run_dir / "table1.md"]
         write_csv(table, paths[0])
         write_text(paths[1], to_markdown(table))

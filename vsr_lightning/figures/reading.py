@@ -4,7 +4,6 @@ Figures know a run by its files alone, `results.csv`, `means.csv` and `clips.h5`
 Shapes: F frames, H W pixels (h w low resolution), C channels.
 """
 
-import csv
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -14,22 +13,47 @@ from typing import Any
 
 import h5py
 
+from vsr_lightning import files
+
 Row = Mapping[str, Any]
 
+REMAKE = "repeat the sweep's command, which makes it anew, or remove the file"  # of a file that is damaged
+NUMBERS = ("video", "factor", "num_frames", "sigma_h", "sigma_y", "steps", "zeta", "seed")
+TEXTS = ("kernel", "order", "sampler", "prior", "dataset")
+SCORES = ("psnr", "ssim", "temporal_error")  # how columns of scores begin; they may be empty
 CLIP_ARRAYS = ("observed", "restored", "truth", "frames", "bicubic")
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file, cells as text; none if there is no file."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    """Rows of a CSV file, cells as text; none if there is no file. Raises DamagedFile."""
+    return files.read_table(path, REMAKE) if path.exists() else []
 
 
 def read_ok_rows(path: Path) -> list[dict[str, str]]:
-    """Items of `results.csv` that did not fail, cells as text; none if there is no file."""
-    return [row for row in read_table(path) if row["status"] == "ok"]
+    """Items of `results.csv` that did not fail, cells as text; none if there is no file. Raises DamagedFile."""
+    rows = read_table(path)
+    with files.reading(path, REMAKE):
+        ok = [row for row in rows if row["status"] == "ok"]
+        _check_cells(ok, numbers=(*NUMBERS, "noise", "psnr_first"))
+    return ok
+
+
+def read_means(path: Path) -> list[dict[str, str]]:
+    """Rows of `means.csv`, cells as text; none if there is no file. Raises DamagedFile."""
+    rows = read_table(path)
+    with files.reading(path, REMAKE):
+        _check_cells(rows, numbers=(*NUMBERS, "n_samples"))
+    return rows
+
+
+def _check_cells(rows: Iterable[Row], numbers: Iterable[str]) -> None:
+    """Raise KeyError or ValueError unless rows say what they were measured under, and numbers can be read as such."""
+    for row in rows:
+        scores = [column for column in row if column.startswith(SCORES) and row[column]]
+        for column in (*numbers, *scores):
+            float(row[column])
+        for column in TEXTS:
+            row[column]
 
 
 def of_same_observation(rows: Iterable[Row], like: Row) -> list[Row]:
@@ -42,13 +66,17 @@ def read_clips(path: Path) -> list[dict[str, Any]]:
     """Kept clips: each its condition's columns and `video`, with its arrays.
 
     `observed` is uint8 (F, h, w, C), `restored` and `truth` are uint8 (F, H, W, C), `frames` holds the observed
-    indices. Older files lack `bicubic` (F, H, W, C), and `video`, which was 0.
+    indices. Older files lack `bicubic` (F, H, W, C), and `video`, which was 0. Raises DamagedFile.
     """
-    with h5py.File(path, "r") as file:
-        return [
-            {"video": 0} | dict(group.attrs) | {name: group[name][()] for name in CLIP_ARRAYS if name in group}
+    with files.reading(path, REMAKE), h5py.File(path, "r") as file:
+        clips = [
+            {"video": 0}
+            | dict(group.attrs)
+            | {name: group[name][()] for name in CLIP_ARRAYS if name in group or name != "bicubic"}
             for group in file.values()
         ]
+        _check_cells(clips, numbers=NUMBERS)
+    return clips
 
 
 def mean_and_error(values: Iterable[tuple[Any, float]]) -> tuple[float, float, int]:

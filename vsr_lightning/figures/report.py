@@ -7,14 +7,13 @@ Shapes: F frames, H W pixels (h w low resolution), C channels, 1 or 3. Intensiti
 """
 
 import base64
-import csv
 import io
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import yaml
@@ -25,10 +24,8 @@ from PIL import Image
 
 from vsr_lightning.config import UserError
 from vsr_lightning.figures.drawing import frame_psnr, plural
-from vsr_lightning.figures.reading import Row, read_clips, read_table
-from vsr_lightning.files import write_text
-
-T = TypeVar("T")
+from vsr_lightning.figures.reading import REMAKE, Row, read_clips, read_table
+from vsr_lightning.files import reading, write_text
 
 TEMPLATES = Path(__file__).parent
 # What runs differ in, in the order in which the page names it.
@@ -78,7 +75,8 @@ def make_report(run_dirs: Sequence[Path], target: Path) -> Path:
     A run folder holds at least `results.csv`. The same folders give the same page, byte for byte.
 
     Raises:
-        UserError: if a folder has no `results.csv`, or one of its files is damaged.
+        UserError: if a folder has no `results.csv`.
+        DamagedFile: if one of its files is damaged.
     """
     runs = _tell_apart([_read_run(Path(folder), f"run-{number}") for number, folder in enumerate(run_dirs, start=1)])
     page = _render(runs, _comparison(runs))
@@ -134,48 +132,29 @@ class Run:
 def _read_run(folder: Path, key: str) -> Run:
     if not (folder / "results.csv").is_file():
         raise UserError(f"{folder}: has no results.csv; name folders that a sweep wrote, as runs/frame_count")
-    results = _checked(_read_rows, folder / "results.csv")
-    tables = {
-        path.stem: _checked(_read_rows, path) for path in _in_order(folder.glob("*.csv")) if path.stem != "results"
-    }
+    results = read_table(folder / "results.csv")
+    tables = {path.stem: read_table(path) for path in _in_order(folder.glob("*.csv")) if path.stem != "results"}
     files = {name: path for name in ("config.yaml", "meta.json") if (path := folder / name).is_file()}
-    config, meta = (
-        _checked(_read_mapping, files[name]) if name in files else {} for name in ("config.yaml", "meta.json")
-    )
+    config, meta = (_read_mapping(files[name]) if name in files else {} for name in ("config.yaml", "meta.json"))
     clips = folder / "clips.h5"
     return Run(
         key=key,
         name=str(config.get("name") or folder.resolve().name),
         folder=str(folder),
         overview=_overview(results),
-        clips=_checked(_read_viewer, clips) if clips.is_file() else None,
+        clips=_read_viewer(clips) if clips.is_file() else None,
         tables=[_table(name, rows) for name, rows in tables.items() if rows],
-        pictures=[_checked(_picture, path) for path in sorted(folder.glob("*.png"))],
+        pictures=[_picture(path) for path in sorted(folder.glob("*.png"))],
         provenance=_provenance(folder, meta, results),
         files={name: path.read_text(encoding="utf-8") for name, path in files.items()},
         summary=tables.get("summary", []),
     )
 
 
-def _checked(read: Callable[[Path], T], path: Path) -> T:
-    """What `read` makes of a file. Raises UserError if it is not what a sweep writes."""
-    try:
-        return read(path)
-    except (OSError, KeyError, TypeError, ValueError, csv.Error, yaml.YAMLError) as error:
-        reason = error.__class__.__name__
-        raise UserError(f"{path}: cannot be read ({reason}); repeat the sweep's command, or remove the file") from error
-
-
-def _read_rows(path: Path) -> list[dict[str, str]]:
-    rows = read_table(path)
-    if any(None in row or None in row.values() for row in rows):
-        raise ValueError("a row has more or fewer cells than the header")
-    return rows
-
-
 def _read_mapping(path: Path) -> dict[str, Any]:
     """Keys and values of a YAML file, or of JSON, which YAML includes."""
-    return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    with reading(path, "remove it, then repeat the sweep's command, which writes it anew"):
+        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
 def _in_order(tables: Iterable[Path]) -> list[Path]:
@@ -203,8 +182,9 @@ def _overview(results: Sequence[Row]) -> str:
 
 
 def _picture(path: Path) -> Picture:
-    with Image.open(path) as image:
+    with reading(path, REMAKE), Image.open(path) as image:
         width, height = image.size
+        image.verify()
     caption = CAPTIONS.get(path.stem, path.stem.replace("_", " "))
     return Picture(path.name, caption, _png_uri(path.read_bytes()), width, height)
 
