@@ -1,8 +1,10 @@
 """The DiT's loss against hand computation, the frozen VAE, repeatable validation, and that it learns."""
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch.utils.data import DataLoader
 
 from vsr_lightning.config import Training
@@ -61,6 +63,28 @@ def test_timesteps_are_uniform_one_by_one_and_spread_together():
     assert (draws // 125).sort(dim=1).values.equal(torch.arange(8).expand(2000, 8))  # one in each eighth
     quarters = torch.bincount(draws[:, 0] // 250, minlength=4) / 2000
     torch.testing.assert_close(quarters, torch.full((4,), 0.25), atol=0.04, rtol=0)
+
+
+def test_logit_normal_timesteps_have_their_distribution():
+    t = spread_timesteps(100_000, 1000, torch.Generator().manual_seed(0), "logit_normal")
+    assert (int(t.min()) >= 0, int(t.max()) <= 999) == (True, True)
+    shares = [(t < 1000 * bound).double().mean().item() for bound in (0.25, 0.5, 0.75)]
+    expected = [stats.norm.cdf(np.log(bound / (1 - bound))) for bound in (0.25, 0.5, 0.75)]
+    assert shares == pytest.approx(expected, abs=1e-3)
+
+
+def test_training_draws_the_timesteps_that_are_asked_for_and_validation_uniform_ones(logged, monkeypatch):
+    asked = []
+
+    def spy(batch, num_steps, generator, density):
+        asked.append(density)
+        return torch.zeros(batch, dtype=torch.long)
+
+    monkeypatch.setattr("vsr_lightning.training.lit_dit.spread_timesteps", spy)
+    module, x = tiny_module(timesteps="logit_normal"), clips()
+    module.training_step(x, 0)
+    module.validation_step(x, 0)
+    assert asked == ["logit_normal", "uniform"]
 
 
 def test_a_network_that_knows_the_noise_has_no_loss(logged, monkeypatch):

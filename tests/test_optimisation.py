@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vsr_lightning.config import Training
-from vsr_lightning.training.optimisation import clip_and_log_gradients, configure_adamw, lr_factor, step_generator
+from vsr_lightning.config import Training, UserError
+from vsr_lightning.training.optimisation import clip_and_log_gradients, configure_optimizer, lr_factor, step_generator
 
 
 @pytest.mark.parametrize(
@@ -27,13 +27,29 @@ def test_only_matrices_decay_and_frozen_parameters_are_left_out():
     module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2), torch.nn.Linear(2, 1))
     module[2].requires_grad_(False)
     training = Training(lr=0.5, weight_decay=0.1, betas=[0.8, 0.9], warmup_steps=2)
-    optimizer = configure_adamw(module, training)["optimizer"]
+    optimizer = configure_optimizer(module, training)["optimizer"]
     matrices, vectors = optimizer.param_groups
     assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.1, 0.0)
     assert [p is q for p, q in zip(matrices["params"], [module[0].weight], strict=True)] == [True]
     expected = [module[0].bias, module[1].weight, module[1].bias]
     assert [p is q for p, q in zip(vectors["params"], expected, strict=True)] == [True] * 3
     assert (matrices["betas"], matrices["lr"]) == ((0.8, 0.9), 0.25)  # the first step of the warm-up
+
+
+def test_muon_takes_the_matrices_of_blocks_and_the_same_learning_rate():
+    module = torch.nn.ModuleDict(
+        {"blocks": torch.nn.ModuleList([torch.nn.Linear(3, 3)]), "head": torch.nn.Linear(3, 1)}
+    )
+    training = Training(optimizer="muon", lr=0.5, weight_decay=0.1, warmup_steps=2)
+    optimizer = configure_optimizer(module, training)["optimizer"]
+    muon, matrices, vectors = optimizer.param_groups
+    assert [p is q for p, q in zip(muon["params"], [module["blocks"][0].weight], strict=True)] == [True]
+    assert [p is q for p, q in zip(matrices["params"], [module["head"].weight], strict=True)] == [True]
+    assert len(vectors["params"]) == 2
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25] * 3
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.1, 0.0]
+    with pytest.raises(UserError, match="training.optimizer: 'muon'"):
+        configure_optimizer(module["head"], training)
 
 
 def draw(step, rank=0, seed=0):

@@ -62,9 +62,10 @@ def stop_after(monkeypatch, steps):
 
 
 @pytest.mark.parametrize("num_videos", ["null", "7"], ids=["endless", "fixed"])
-@pytest.mark.parametrize("stage", ["vae", "dit"])
-def test_a_killed_run_goes_on_as_if_nothing_had_been(stage, num_videos, tmp_path, tiny_prior, monkeypatch):
-    overrides = [f"data.num_videos={num_videos}"] + ([f"training.vae_prior={tiny_prior}"] if stage == "dit" else [])
+@pytest.mark.parametrize(("stage", "optimizer"), [("vae", "adamw"), ("dit", "adamw"), ("dit", "muon")])
+def test_a_killed_run_goes_on_as_if_nothing_had_been(stage, optimizer, num_videos, tmp_path, tiny_prior, monkeypatch):
+    overrides = [f"data.num_videos={num_videos}", f"training.optimizer={optimizer}"]
+    overrides += [f"training.vae_prior={tiny_prior}"] if stage == "dit" else []
     straight = train(experiment(stage, tmp_path / "straight", *overrides))
 
     killed = experiment(stage, tmp_path / "killed", *overrides)

@@ -36,6 +36,7 @@ class Training:
     stage: str = "vae"
     vae_prior: str = ""  # stage dit: folder holding the trained VAE; empty means the folder named by `init`
     max_steps: int = 1000
+    optimizer: str = "adamw"  # or "muon": Muon for the matrices in a DiT's blocks, at the same lr
     lr: float = 1e-3
     warmup_steps: int = 100
     decay_steps: int = 500  # linear decay to zero over the last so many steps
@@ -43,6 +44,7 @@ class Training:
     weight_decay: float = 0.01
     grad_clip: float = 1.0
     ema_decay: float = 0.999
+    timesteps: str = "uniform"  # stage dit: or "logit_normal", more of the middle (Esser et al. 2024, Eq. 19)
     kl_weight: float = 1e-5  # stage vae: weight of the KL divergence per latent number, against the MSE per pixel
     val_every: int = 1000
     save_every: int = 250
@@ -52,8 +54,13 @@ class Training:
     check_zeta: float = 0.5  # of dps_polyak, which needs no tuning to a prior
 
     def __post_init__(self) -> None:
-        if self.stage not in ("vae", "dit"):
-            raise UserError(f"training.stage: '{self.stage}' is not 'vae' or 'dit'")
+        for name, known in {
+            "stage": ("vae", "dit"),
+            "optimizer": ("adamw", "muon"),
+            "timesteps": ("uniform", "logit_normal"),
+        }.items():
+            if getattr(self, name) not in known:
+                raise UserError(f"training.{name}: '{getattr(self, name)}' is not '{known[0]}' or '{known[1]}'")
         _at_least(1, self, "training", "max_steps", "log_every", "save_every", "val_every", "check_steps")
         _at_least(0, self, "training", "warmup_steps", "decay_steps", "weight_decay", "grad_clip", "kl_weight")
         _at_least(0, self, "training", "lr", "check_videos", "check_zeta")

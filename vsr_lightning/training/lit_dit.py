@@ -1,11 +1,7 @@
 """Training of the video DiT in the latent space of a frozen VAE: DDPM's simple loss, on eps or v."""
 
-from typing import Any
-
-import lightning as L
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from vsr_lightning.config import Training
 from vsr_lightning.degradation.downsample import Downsample
@@ -18,7 +14,7 @@ from vsr_lightning.models.prior import Prior
 from vsr_lightning.models.schedule import LinearSchedule
 from vsr_lightning.models.vae import VAE
 from vsr_lightning.models.video_dit import VideoDiT
-from vsr_lightning.training.optimisation import clip_and_log_gradients, configure_adamw, step_generator
+from vsr_lightning.training.optimisation import LitNetwork, step_generator
 
 NOISE_LEVELS = 4  # the loss is logged apart for so many equal ranges of t
 # The observation of the posterior check: 8x, as in the frame-count sweep.
@@ -26,21 +22,28 @@ CHECK_SIGMA_H, CHECK_SIGMA_Y = 2.0, 0.02
 CHECK_START = 0.85  # where its sampler begins, as a share of the schedule
 
 
-def spread_timesteps(batch: int, num_steps: int, generator: torch.Generator) -> Tensor:
-    """Timesteps (B,), each uniform on 0 … T-1, together evenly spread: less variance (Kingma et al. 2021, App. I.1)."""
+def spread_timesteps(batch: int, num_steps: int, generator: torch.Generator, density: str = "uniform") -> Tensor:
+    """Timesteps (B,) in 0 … T-1, together evenly spread over their density (Kingma et al. 2021, App. I.1).
+
+    Spread, they give the loss less variance. `density` is that of each alone: `uniform`, or `logit_normal`, t/T =
+    sigmoid(n) with n ~ N(0, 1) (Esser et al. 2024, Eq. 19).
+    """
     offset = torch.rand(1, generator=generator, device=generator.device)
-    return (((torch.arange(batch, device=generator.device) / batch + offset) % 1) * num_steps).long()
+    quantile = (torch.arange(batch, device=generator.device) / batch + offset) % 1
+    if density == "logit_normal":
+        quantile = torch.special.ndtri(quantile).sigmoid()
+    return (quantile * num_steps).long().clamp_max(num_steps - 1)
 
 
-class LitDiT(L.LightningModule):
+class LitDiT(LitNetwork):
     """Batches are videos (B, F, C, H, W) in [-1, 1]."""
 
     vae: VAE
     schedule: LinearSchedule
 
     def __init__(self, dit: VideoDiT, vae: VAE, schedule: LinearSchedule, training: Training, seed: int) -> None:
-        super().__init__()
-        self.dit, self.training_options, self.seed = dit, training, seed
+        super().__init__(training, seed)
+        self.dit = dit
         # Set around nn.Module: frozen parts stay out of parameters(), checkpoints and the weight average.
         object.__setattr__(self, "vae", vae.eval().requires_grad_(False))
         object.__setattr__(self, "schedule", schedule)
@@ -54,7 +57,7 @@ class LitDiT(L.LightningModule):
             module.to(self.trainer.strategy.root_device)  # self is moved later
 
     def training_step(self, x: Tensor, batch_idx: int) -> Tensor:
-        loss, t = self._losses(x, step_generator(self, self.seed))
+        loss, t = self._losses(x, step_generator(self, self.seed), self.training_options.timesteps)
         with torch.no_grad():
             self.log_dict({"train/loss": loss.mean(), **self._by_noise_level("train", loss, t)})
         return loss.mean()
@@ -86,19 +89,11 @@ class LitDiT(L.LightningModule):
             samples = prior.decode(ancestral_sample(prior, noise, steps=steps))
         return {"sample": samples, "restoration": torch.cat((x, self._restore(x)), dim=-2)}
 
-    def configure_optimizers(self) -> Any:
-        return configure_adamw(self, self.training_options)
-
-    def configure_gradient_clipping(
-        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        clip_and_log_gradients(self, gradient_clip_val)
-
-    def _losses(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _losses(self, x: Tensor, generator: torch.Generator, density: str = "uniform") -> tuple[Tensor, Tensor]:
         """Squared error per sample (B,), and the timesteps (B,) it was taken at."""
         with torch.no_grad():
             z0 = self.vae.encode(x)
-        t = spread_timesteps(len(x), self.schedule.num_steps, generator)
+        t = spread_timesteps(len(x), self.schedule.num_steps, generator, density)
         eps = torch.randn(z0.shape, generator=generator, device=self.device)
         target = eps if self.dit.prediction == "eps" else self.schedule.velocity(z0, eps, t)
         prediction = self.dit(self.schedule.add_noise(z0, eps, t), t)

@@ -1,24 +1,20 @@
 """Training of the spatial VAE: mean squared error plus KL divergence (Kingma & Welling 2014, Eq. 10)."""
 
-from typing import Any
-
-import lightning as L
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from vsr_lightning.config import Training
 from vsr_lightning.metrics import psnr, ssim
 from vsr_lightning.models.vae import VAE
-from vsr_lightning.training.optimisation import clip_and_log_gradients, configure_adamw, step_generator
+from vsr_lightning.training.optimisation import LitNetwork, step_generator
 
 
-class LitVAE(L.LightningModule):
+class LitVAE(LitNetwork):
     """Batches are videos (B, F, C, H, W) in [-1, 1]; every frame is coded on its own."""
 
     def __init__(self, vae: VAE, training: Training, seed: int) -> None:
-        super().__init__()
-        self.vae, self.training_options, self.seed = vae, training, seed
+        super().__init__(training, seed)
+        self.vae = vae
 
     def training_step(self, x: Tensor, batch_idx: int) -> Tensor:
         mean, log_variance = self.vae.moments(x)
@@ -43,14 +39,6 @@ class LitVAE(L.LightningModule):
         """Clips to look at, each (n, F, C, H, W): truth above reconstruction."""
         with torch.no_grad():
             return {"reconstruction": torch.cat((x, self.vae.decode_raw(self.vae.moments(x)[0])), dim=-2)}
-
-    def configure_optimizers(self) -> Any:
-        return configure_adamw(self, self.training_options)
-
-    def configure_gradient_clipping(
-        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        clip_and_log_gradients(self, gradient_clip_val)
 
 
 @torch.no_grad()

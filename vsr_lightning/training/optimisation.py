@@ -1,23 +1,53 @@
-"""What the training of both networks shares: AdamW with warm-up and decay, and noise that a resumed run repeats."""
+"""What the training of both networks shares: the optimiser, its learning rate, and noise that a resumed run repeats."""
 
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
+from torch.optim import AdamW, Optimizer
 
-from vsr_lightning.config import Training
+from vsr_lightning.config import Training, UserError
+from vsr_lightning.training.muon import MuonWithAdamW, block_matrices
 
 
-def configure_adamw(module: L.LightningModule, training: Training) -> Any:
-    """AdamW; linear warm-up, constant, linear decay to zero over the last `decay_steps`. Vectors do not decay."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
+class LitNetwork(L.LightningModule):
+    """The base of both stages: an optimiser with warm-up and decay, and clipped gradients whose norm is logged."""
+
+    def __init__(self, training: Training, seed: int) -> None:
+        super().__init__()
+        self.training_options, self.seed = training, seed
+
+    def configure_optimizers(self) -> Any:
+        return configure_optimizer(self, self.training_options)
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        clip_and_log_gradients(self, gradient_clip_val)
+
+
+def configure_optimizer(module: L.LightningModule, training: Training) -> Any:
+    """Linear warm-up, constant, linear decay to zero over the last `decay_steps`. Vectors do not decay.
+
+    Raises:
+        UserError: Muon for a network that has no blocks of linear layers.
+    """
+    matrices = block_matrices(module) if training.optimizer == "muon" else []
+    if training.optimizer == "muon" and not matrices:
+        raise UserError("training.optimizer: 'muon' is for the DiT, whose blocks have matrices; use 'adamw'")
+    chosen = {id(matrix) for matrix in matrices}
+    parameters = [p for p in module.parameters() if p.requires_grad and id(p) not in chosen]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": training.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     beta1, beta2 = training.betas
-    optimizer = torch.optim.AdamW(groups, lr=training.lr, betas=(beta1, beta2), fused=True)
+    optimizer: Optimizer
+    if matrices:
+        optimizer = MuonWithAdamW(matrices, groups, training.lr, (beta1, beta2), training.weight_decay)
+    else:
+        optimizer = AdamW(groups, lr=training.lr, betas=(beta1, beta2), fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, training))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

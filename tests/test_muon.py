@@ -1,0 +1,81 @@
+"""Muon and AdamW as one: each with its parameters, orthogonal updates, one learning rate, a state that resumes."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from vsr_lightning.models.video_dit import VideoDiT
+from vsr_lightning.training.muon import MuonWithAdamW, block_matrices
+
+
+def make(lr=0.01):
+    torch.manual_seed(0)
+    dit = VideoDiT(num_frames=2, latent_size=4, width=32, depth=2, heads=2)
+    matrices = block_matrices(dit)
+    chosen = {id(p) for p in matrices}
+    others = [{"params": [p for p in dit.parameters() if id(p) not in chosen], "weight_decay": 0.0}]
+    return dit, MuonWithAdamW(matrices, others, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
+
+
+def train(dit, optimizer, steps, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    losses = []
+    for _ in range(steps):
+        z = torch.randn(8, *dit.latent_shape, generator=generator)
+
+        def closure(z=z):
+            optimizer.zero_grad()
+            loss = (dit(z, torch.zeros(8, dtype=torch.long)) - z).square().mean()
+            loss.backward()
+            return loss
+
+        losses.append(optimizer.step(closure).item())
+    return losses
+
+
+def test_only_the_linear_layers_of_blocks_are_muons():
+    dit, _ = make()
+    names = {name for name, p in dit.named_parameters() if any(p is matrix for matrix in block_matrices(dit))}
+    assert len(names) == 2 * 4  # qkv, out, and two of the MLP
+    assert all(name.startswith("blocks.") and name.endswith(".weight") for name in names)
+    assert not any("norm" in name or "table" in name for name in names)
+    dit.blocks[0].requires_grad_(False)
+    assert len(block_matrices(dit)) == 4
+
+
+def test_updates_of_matrices_are_orthogonal():
+    matrix = nn.Parameter(torch.zeros(6, 4))
+    optimizer = MuonWithAdamW([matrix], [{"params": [nn.Parameter(torch.zeros(1))]}], 1.0, (0.9, 0.95), 0.0)
+    matrix.grad = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)) @ torch.diag(
+        torch.tensor([9.0, 3, 1, 0.3])
+    )
+    optimizer.step()
+    singular = torch.linalg.svdvals(matrix.detach())
+    assert singular.max() / singular.min() < 2.5  # 30 times that in the gradient; Newton-Schulz ends near 1
+    rms = matrix.detach().square().mean().sqrt().item()
+    assert rms == pytest.approx(0.2, rel=0.3)  # the size of AdamW's updates
+
+
+def test_it_learns_and_the_learning_rate_is_both_parts():
+    dit, optimizer = make()
+    losses = train(dit, optimizer, 40)
+    assert losses[-1] < 0.5 * losses[0]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    before = copy.deepcopy(dit.state_dict())
+    train(dit, optimizer, 2)
+    assert all(torch.equal(value, before[name]) for name, value in dit.state_dict().items())
+
+
+def test_a_resumed_training_goes_on_as_if_nothing_had_been():
+    dit, optimizer = make()
+    train(dit, optimizer, 3)
+    weights, state = copy.deepcopy(dit.state_dict()), copy.deepcopy(optimizer.state_dict())
+    expected = train(dit, optimizer, 4, seed=1)
+    resumed, other = make(lr=0.5)
+    resumed.load_state_dict(weights)
+    other.load_state_dict(state)
+    assert train(resumed, other, 4, seed=1) == expected
+    assert [group["lr"] for group in other.param_groups] == [0.01, 0.01]
