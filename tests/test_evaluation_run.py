@@ -299,6 +299,8 @@ def test_a_run_folder_of_another_configuration_is_refused(tiny_prior, tmp_path):
         ("grid.order=[backwards]", r"grid.order.*backwards"),
         ("grid.videos=3", r"grid.videos: 3 asked for, the test split has 2"),
         ("grid.steps=[2000]", r"sampler.steps: 2000 is not between"),
+        ("sampler.eta=2", r"sampler.eta: 2 is not from 0"),
+        ("sampler.spacing=even", r"sampler.spacing: 'even' is none of"),
         ("degradation.factor=7", r"factor"),
         ("grid.factor=[8,7]", r"degradation.factor=7, or grid.factor: must divide"),
         ("grid.kernel=[gaussian,cubic]", r"degradation.kernel=cubic, or grid.kernel: unknown; choose"),

@@ -1,10 +1,10 @@
 """What a sweep has to do: its experiment checked, its prior, operator, sampler and clips loaded, its items listed."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -15,8 +15,10 @@ from vsr_lightning.degradation.downsample import Downsample
 from vsr_lightning.evaluation import results
 from vsr_lightning.evaluation.grid import Item, degradations, grid_items, row_maker, sampler_sections, widths
 from vsr_lightning.evaluation.inventory import Inventory
+from vsr_lightning.inference.dps import Observation
 from vsr_lightning.inference.lit_vsr import check_frames
 from vsr_lightning.models.prior import Prior, fingerprint, load_prior
+from vsr_lightning.models.schedule import LinearSchedule
 
 Row = dict[str, Any]
 
@@ -68,8 +70,8 @@ def prepare(experiment: Experiment) -> Job:
     sections = sampler_sections(experiment)
     items = grid_items(experiment.grid, sections, degradation)
     samplers = {name: _sampler(section) for name, section in sections.items()}
-    for name, steps in {(item.sampler, item.steps) for item in items}:
-        prior.schedule.respaced(steps, **_time_grid(samplers[name]))
+    for name, steps in dict.fromkeys((item.sampler, item.steps) for item in items):
+        rehearse(samplers[name], prior.schedule, steps)
     for variant in degradations(experiment.grid, degradation):
         variant.operator(widths(experiment.grid, variant), *prior.video_shape[-2:])
     fixed = _fixed_columns(experiment, datamodule, prior)
@@ -87,10 +89,27 @@ def _sampler(section: Mapping[str, Any]) -> Callable[..., Tensor]:
     return build(section, "sampler")
 
 
-def _time_grid(sampler: Callable[..., Tensor]) -> dict[str, Any]:
-    """How the sampler respaces the schedule, from its parameters or their defaults."""
-    parameters = inspect.signature(sampler).parameters
-    return {name: parameters[name].default for name in ("spacing", "start", "eta") if name in parameters}
+class _OneNumber:
+    """The least prior: a video is one number, and all of it is noise."""
+
+    def __init__(self, schedule: LinearSchedule) -> None:
+        self.schedule = schedule
+
+    def eps(self, z_t: Tensor, t: Tensor) -> Tensor:
+        return z_t
+
+    def decode(self, z: Tensor) -> Tensor:
+        return z
+
+
+def rehearse(sampler: Callable[..., Tensor], schedule: LinearSchedule, steps: int) -> None:
+    """Run a sampler on a prior that costs nothing: what its parameters contradict is told before a run begins.
+
+    Raises UserError, as the sampler does.
+    """
+    number = torch.ones(1, 1, 1, 1, 1)
+    observation = Observation(number, lambda x: x, torch.zeros(1))
+    sampler(_OneNumber(schedule), observation, lambda: number, steps=steps, zeta=0.0)
 
 
 def _clips(datamodule: ClipDataModule, experiment: Experiment, prior: Prior) -> Dataset[Tensor]:
