@@ -1,8 +1,9 @@
 """Posterior sampling with particles: several samples descend, and the one that explains the observation best goes on.
 
 With a third of the schedule left, a sample has settled on what the video shows, and those that explain the observation
-worse then tend to end further from the truth, although all fit it in the end. The weights of sequential Monte Carlo (twisted diffusion sampler, Wu et al. 2023) are then so
-uneven, exp(-residual^2 / 2 variance) over hundreds of numbers, that resampling by them is to keep the best.
+worse then tend to end further from the truth, although all fit it in the end. The weights of sequential Monte Carlo
+(twisted diffusion sampler, Wu et al. 2023) are then so uneven, exp(-residual^2 / 2 variance) over hundreds of numbers,
+that resampling by them is to keep the best.
 """
 
 from collections.abc import Callable, Sequence
