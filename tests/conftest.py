@@ -1,5 +1,6 @@
-"""Shared by all tests: an environment without network, keys or data, and a tiny untrained prior."""
+"""Shared by tests: an environment without network, keys or data, a tiny untrained prior, a finished run's folder."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,27 @@ def make_tiny_prior(folder: Path, in_channels: int) -> Path:
                 torch.nn.init.normal_(parameter, std=0.1)
     save_prior(folder, {"vae": vae_section, "dit": TINY_DIT, "schedule": SCHEDULE, "training": []}, vae, dit)
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a fabricated sweep over numbers of frames, with its figures. Made once, and only read."""
+    from fabricated import make_run
+
+    return make_run(tmp_path_factory.mktemp("runs") / "frame_count")
+
+
+@pytest.fixture
+def run_copy(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of it to change."""
+    return Path(shutil.copytree(finished_run, tmp_path / "runs" / "frame_count"))
+
+
+@pytest.fixture
+def report(tmp_path: Path):
+    """Write the report about some run folders, and parse it."""
+    from fabricated import Page
+
+    from vsr_lightning.figures.report import make_report
+
+    return lambda *folders: Page(make_report(folders, tmp_path / "out" / "report.html"))

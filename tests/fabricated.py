@@ -1,0 +1,139 @@
+"""A fabricated run folder with every file that a sweep leaves, and a parser of the report's page."""
+
+import base64
+import json
+from html.parser import HTMLParser
+
+import numpy as np
+import yaml
+
+from vsr_lightning.evaluation.results import RowWriter, write_means, write_tables
+from vsr_lightning.evaluation.videos import ClipWriter, merge_clips
+from vsr_lightning.figures.frame_count import make_figures
+
+FRAMES, SIZE, FACTOR = 10, 16, 4
+NUMBERS = (1, 2, 10)  # as text, 10 would come before 2
+SETTING = {
+    "factor": FACTOR,
+    "kernel": "gaussian",
+    "sigma_h": 2.0,
+    "sigma_y": 0.02,
+    "sampler": "dps",
+    "steps": 250,
+    "zeta": 13.0,
+    "seed": 7,
+    "prior": "moving_mnist@0123abcd",
+    "dataset": "moving_mnist test",
+}
+META = {
+    "command": "python -m vsr_lightning sweep experiments/moving_mnist/sweep_frames.yaml",
+    "started": "2026-01-02T03:04:05Z",
+    "git": "0123456789ab",
+    "versions": {"torch": "2.13.0", "python": "3.11.7"},
+    "hardware": "CPU, 2 cores",
+    "resumed": [{"started": "2026-01-03T00:00:00Z", "git": "ba9876543210", "hardware": "CPU, 4 cores"}],
+}
+
+
+def observed_frames(num_frames, order):
+    """Indices from 0; in random order the first, then every other one backwards."""
+    return list(range(num_frames)) if order == "sequential" else [0, *range(FRAMES - 1, 0, -1)][:num_frames]
+
+
+def truth_clip(channels):
+    """uint8 (F, SIZE, SIZE, C): frame f has a bright column f, so that no two frames are equal."""
+    clip = np.zeros((FRAMES, SIZE, SIZE, channels), np.uint8)
+    for frame in range(FRAMES):
+        clip[frame, :, frame] = [240, 160, 80][:channels]
+    return clip
+
+
+def restored_clip(num_frames, channels):
+    """Off by 100 / num_frames everywhere."""
+    return truth_clip(channels) // 2 + np.uint8(100 // num_frames)
+
+
+def make_run(folder, channels=1, **setting):
+    """A sweep over NUMBERS of frames with every file that a sweep leaves; both orders where they differ, for 2."""
+    conditions = [
+        SETTING | {"num_frames": number, "order": order} | setting
+        for number in NUMBERS
+        for order in ("sequential", "random")
+        if order == "sequential" or number == 2
+    ]
+    rows = []
+    for condition in conditions:
+        for video in (0, 1):
+            psnr = 15.0 + condition["num_frames"] + video
+            measured = {"psnr_first": psnr, "ssim_mean": 0.5 + 0.01 * video, "psnr_first_bicubic": 16.0, "status": "ok"}
+            rows.append(condition | {"video": video, "noise": 0} | measured)
+        restored, truth = restored_clip(condition["num_frames"], channels), truth_clip(channels)
+        frames = observed_frames(condition["num_frames"], condition["order"])
+        # The baseline is kept where all frames are observed, so that one panel is not always there.
+        bicubic = truth if condition["num_frames"] == FRAMES else None
+        observed = truth[:, ::FACTOR, ::FACTOR]
+        ClipWriter(folder).append(condition | {"video": 0}, observed, restored, truth, frames, bicubic)
+    failed = conditions[0] | {"video": 2, "noise": 0, "psnr_first": None, "status": "non-finite at step 3"}
+    RowWriter(folder).append([*rows, failed])
+    write_means(folder, [row | {"psnr_first_of_mean": 20.0, "n_samples": 1} for row in map(condition_and_video, rows)])
+    write_tables(folder)
+    merge_clips(folder)
+    make_figures(folder)
+    (folder / "meta.json").write_text(json.dumps(META))
+    (folder / "config.yaml").write_text(yaml.safe_dump({"name": folder.name, "seed": 7}))
+    return folder
+
+
+def condition_and_video(row):
+    return {column: row[column] for column in (*SETTING, "num_frames", "order", "video")}
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, the text of the body, tables as lists of rows, and the viewers' data."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.html = path.read_text(encoding="utf-8")
+        self.tags, self.text, self.tables, self.raw = [], "", [], {"script": [], "style": []}
+        self._within = ""
+        self.feed(self.html)
+        self.clips = [json.loads(text) for text in self.raw["script"][:-1]]
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._within = tag
+        if tag in self.raw:
+            self.raw[tag].append("")
+        elif tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("th", "td"):
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag):
+        if tag != "button":
+            self._within = ""
+
+    def handle_data(self, data):
+        if self._within in self.raw:
+            self.raw[self._within][-1] += data
+            return
+        self.text += data
+        if self._within in ("button", "td") and self.tables and self.tables[-1] and self.tables[-1][-1]:
+            self.tables[-1][-1][-1] += data.strip()
+
+    def attributes(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def decode(uri):
+    prefix, _, content = uri.partition(",")
+    assert prefix == "data:image/png;base64"
+    return base64.b64decode(content)
+
+
+def strip_of(clip):
+    """(F, H, W, C) -> (H, F W, C), or (H, F W) in grey."""
+    strip = np.concatenate(list(clip), axis=1)
+    return strip[..., 0] if strip.shape[-1] == 1 else strip
