@@ -5,6 +5,7 @@ import json
 from html.parser import HTMLParser
 
 import numpy as np
+import result_rows
 import yaml
 
 from vsr_lightning.evaluation.results import RowWriter, write_means, write_tables
@@ -13,13 +14,8 @@ from vsr_lightning.figures.frame_count import make_figures
 
 FRAMES, SIZE, FACTOR = 10, 16, 4
 NUMBERS = (1, 2, 10)  # as text, 10 would come before 2
-SETTING = {
+SETTING = result_rows.SETTING | {
     "factor": FACTOR,
-    "kernel": "gaussian",
-    "sigma_h": 2.0,
-    "sigma_y": 0.02,
-    "sampler": "dps",
-    "steps": 250,
     "zeta": 13.0,
     "seed": 7,
     "prior": "moving_mnist@0123abcd",
@@ -75,17 +71,13 @@ def make_run(folder, channels=1, **setting):
         ClipWriter(folder).append(condition | {"video": 0}, observed, restored, truth, frames, bicubic)
     failed = conditions[0] | {"video": 2, "noise": 0, "psnr_first": None, "status": "non-finite at step 3"}
     RowWriter(folder).append([*rows, failed])
-    write_means(folder, [row | {"psnr_first_of_mean": 20.0, "n_samples": 1} for row in map(condition_and_video, rows)])
+    write_means(folder, [result_rows.mean_of(row, n_samples=1, psnr_first_of_mean=20.0) for row in rows])
     write_tables(folder)
     merge_clips(folder)
     make_figures(folder)
     (folder / "meta.json").write_text(json.dumps(META))
     (folder / "config.yaml").write_text(yaml.safe_dump({"name": folder.name, "seed": 7}))
     return folder
-
-
-def condition_and_video(row):
-    return {column: row[column] for column in (*SETTING, "num_frames", "order", "video")}
 
 
 class Page(HTMLParser):

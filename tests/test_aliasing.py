@@ -5,28 +5,16 @@ import math
 
 import numpy as np
 import pytest
+import result_rows
 from PIL import Image
 
 from vsr_lightning.evaluation.results import RowWriter, write_tables
 from vsr_lightning.evaluation.videos import ClipWriter, merge_clips
 from vsr_lightning.figures.aliasing import convergence, draw_fig4, draw_fig5, make_figures, sharpest_and_blurriest
 
-SETTING = {
-    "kernel": "gaussian",
-    "order": "sequential",
-    "sigma_y": 0.02,
-    "sampler": "dps",
-    "steps": 250,
-    "zeta": 13.0,
-    "seed": 0,
-    "prior": "moving_mnist@01234567",
-    "dataset": "moving_mnist mnist test",
-}
-
 
 def item(factor, num_frames, sigma_h, video, noise, psnr):
-    key = {"factor": factor, "num_frames": num_frames, "sigma_h": sigma_h, "video": video, "noise": noise}
-    return SETTING | key | {"psnr_first": psnr, "psnr_mean": psnr, "status": "ok"}
+    return result_rows.item(video, noise, psnr=psnr, factor=factor, num_frames=num_frames, sigma_h=sigma_h)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import result_rows
 from PIL import Image
 
 from vsr_lightning.evaluation.results import RowWriter, read_table, write_means, write_tables
@@ -12,39 +13,24 @@ from vsr_lightning.figures.comparison import clips_by_kernel, draw_fig6, draw_fi
 from vsr_lightning.figures.reading import read_clips
 
 FRAMES, SIZE = 10, 64
-SETTING = {
-    "num_frames": 10,
-    "order": "sequential",
-    "sigma_y": 0.02,
-    "sampler": "dps",
-    "steps": 250,
-    "zeta": 13.0,
-    "seed": 0,
-    "prior": "push_sim@3827d8a3",
-    "dataset": "push_sim test",
-}
+SETTING = {"num_frames": 10, "prior": "push_sim@3827d8a3", "dataset": "push_sim test"}
 OPERATORS = ((4, "bicubic", 0.0), (4, "gaussian", 2.0), (8, "bicubic", 0.0), (8, "gaussian", 4.0))
 METHODS = ["bicubic upsampling", "ours, one sample", "ours, mean of 2 samples", "VAE reconstruction (ceiling)"]
 
 
 def item(operator, video, noise, psnr=20.0, **other):
-    factor, kernel, sigma_h = operator
-    key = SETTING | {"factor": factor, "kernel": kernel, "sigma_h": sigma_h, "video": video, "noise": noise}
     measured = {
         score + of: value + step
         for of, step in {"": 0.0, "_bicubic": -0.5, "_vae": 0.5}.items()
         for score, value in {"psnr_mean": psnr, "ssim_mean": psnr / 100, "temporal_error": psnr / 1000}.items()
     }
-    return key | {"psnr_first": 1.0, "status": "ok"} | measured | other
+    columns = dict(zip(("factor", "kernel", "sigma_h"), operator, strict=True)) | {"psnr_first": 1.0}
+    return result_rows.item(video, noise, **(SETTING | columns | measured | other))
 
 
 def of_mean(operator, video, psnr, n_samples=2):
-    row = item(operator, video, 0)
     scores = {"psnr_mean_of_mean": psnr, "ssim_mean_of_mean": psnr / 100, "temporal_error_of_mean": psnr / 1000}
-    return {column: row[column] for column in (*SETTING, "factor", "kernel", "sigma_h", "video")} | {
-        **scores,
-        "n_samples": n_samples,
-    }
+    return result_rows.mean_of(item(operator, video, 0), n_samples, **scores)
 
 
 def coloured_video(video):

@@ -1,9 +1,22 @@
-"""The grid of panels in which figures show frames, and how they write numbers."""
+"""The grid of panels in which figures show frames, curves, and how they write numbers."""
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from result_rows import item
 
-from vsr_lightning.figures.drawing import frame_psnr, operator, panel_grid, plural, short, source
+from vsr_lightning.figures.drawing import (
+    against_frames,
+    counts,
+    draw_curve,
+    frame_psnr,
+    number_frames,
+    operator,
+    panel_grid,
+    plural,
+    short,
+    source,
+)
 
 
 def test_panels_are_square_within_the_figure_and_apart():
@@ -33,3 +46,24 @@ def test_words():
     assert source({"prior": "a/bair", "dataset": "bair"}) == "bair"
     assert source({"prior": "push@1", "dataset": "push test"}) == "prior push@1 on push test"
     assert operator({"factor": 4, "kernel": "box", "sigma_h": 0}) == "4×, box"
+    assert counts([item(0, noise) for noise in (0, 1)]) == "1 video × 2 noise instances"
+    assert counts([item(0), item(3)]) == "2 videos × 1 noise instance, bars: standard error over videos"
+
+
+def test_a_curve_and_its_axes():
+    axes = Figure().subplots()
+    draw_curve(axes, [(1, 20.0, 0.5), (10, 24.0, 1.0)], "ours", "tab:red", "s")
+    against_frames(axes, legend_columns=2)
+    points, _, (bars,) = axes.containers[0].lines
+    assert points.get_xydata().tolist() == [[1, 20], [10, 24]]
+    assert (points.get_color(), points.get_marker()) == ("tab:red", "s")
+    assert [high - low for (_, low), (_, high) in bars.get_segments()] == [1, 2]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["ours"]
+    assert axes.get_xlabel() == "number of observed frames"
+    assert all(float(tick).is_integer() for tick in axes.get_xticks())
+
+
+def test_frames_are_numbered_from_1():
+    line = Figure().subplots(1, 3)
+    number_frames(line, (0, 2, 9))
+    assert [axes.get_title() for axes in line] == ["frame 1", "frame 3", "frame 10"]

@@ -111,6 +111,16 @@ def test_a_table_is_read_as_text(tmp_path, end):
     assert files.read_table(path, "go on") == []
 
 
+def test_a_written_table_is_read_back(tmp_path):
+    path = tmp_path / "table.csv"
+    files.write_table(path, ["a", "b"], [{"b": 0.1 + 0.2, "a": "x\ny"}, {"a": None}])
+    assert files.read_table(path, "go on") == [{"a": "x\ny", "b": "0.30000000000000004"}, {"a": "", "b": ""}]
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(ValueError):
+        files.write_table(path, ["a"], [{"c": 1}])
+    assert len(files.read_table(path, "go on")) == 2
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_table_is_named(tmp_path, damage):
     path = tmp_path / "table.csv"

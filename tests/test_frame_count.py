@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import result_rows
 from PIL import Image
 
 from vsr_lightning.evaluation.results import RowWriter, read_table, write_tables
@@ -14,23 +15,8 @@ from vsr_lightning.figures.reading import read_ok_rows
 FRAMES, SIZE = 10, 64
 
 
-SETTING = {
-    "factor": 8,
-    "kernel": "gaussian",
-    "sigma_h": 2.0,
-    "sigma_y": 0.02,
-    "sampler": "dps",
-    "steps": 250,
-    "zeta": 1.0,
-    "seed": 0,
-    "prior": "checkpoints/moving_mnist",
-    "dataset": "moving_mnist",
-}
-
-
 def item(num_frames, order, video, noise, psnr, **other):
-    key = {"num_frames": num_frames, "order": order, "video": video, "noise": noise}
-    return SETTING | key | {"psnr_first": psnr, "psnr_mean": psnr - 1, "status": "ok"} | other
+    return result_rows.item(video, noise, psnr=psnr, num_frames=num_frames, order=order, **other)
 
 
 def bouncing_square():

@@ -6,26 +6,15 @@ import h5py
 import numpy as np
 import pytest
 from damage import DAMAGES
+from result_rows import item, mean_of
 
-from vsr_lightning.figures.reading import mean_and_error, read_clips, read_means, read_ok_rows, read_table
+from vsr_lightning.evaluation.results import CONDITION
+from vsr_lightning.figures.reading import curve, mean_and_error, read_clips, read_means, read_ok_rows, read_table
 from vsr_lightning.files import DamagedFile
 
-CONDITION = {
-    "factor": 4,
-    "num_frames": 3,
-    "sigma_h": 2.0,
-    "sigma_y": 0.02,
-    "steps": 250,
-    "zeta": 13.0,
-    "seed": 0,
-    "kernel": "gaussian",
-    "order": "sequential",
-    "sampler": "dps",
-    "prior": "a@b",
-    "dataset": "a test",
-}
-ITEM = CONDITION | {"video": 0, "noise": 0, "psnr_first": 21.5, "ssim_mean": "", "status": "ok"}
-MEAN = CONDITION | {"video": 0, "n_samples": 10, "psnr_first_of_mean": 24.5}
+ITEM = item(temporal_error="")
+MEAN = mean_of(ITEM, 10, psnr_first_of_mean=24.5)
+CLIP = {column: ITEM[column] for column in CONDITION}
 
 
 def write_table(path, *rows):
@@ -72,8 +61,8 @@ def test_a_cell_or_a_column_that_is_not_what_was_written(tmp_path, column):
 def test_clips_from_before_baselines_and_several_videos(tmp_path):
     new, old = read_clips(write_clips(tmp_path / "clips.h5"))
     arrays = {"observed", "restored", "truth", "frames"}
-    assert (old["video"], old["factor"], set(old) - {*CONDITION, "video"}) == (0, 4, arrays)
-    assert (new["video"], set(new) - {*CONDITION, "video"}) == (2, arrays | {"bicubic"})
+    assert (old["video"], old["factor"], set(old) - {*CLIP, "video"}) == (0, 8, arrays)
+    assert (new["video"], set(new) - {*CLIP, "video"}) == (2, arrays | {"bicubic"})
 
 
 def write_clips(path):
@@ -81,7 +70,7 @@ def write_clips(path):
     with h5py.File(path, "w") as file:
         for name in ("old", "new"):
             group = file.create_group(name)
-            group.attrs.update(CONDITION)
+            group.attrs.update(CLIP)
             group["frames"] = [0, 1]
             for array in ("observed", "restored", "truth", *(["bicubic"] if name == "new" else [])):
                 clip = np.arange(2 * 16 * 16 * 3, dtype=np.uint8).reshape(2, 16, 16, 3)
@@ -106,6 +95,14 @@ def test_clips_without_what_all_have(tmp_path, missing):
                 del holder[missing]
     with pytest.raises(DamagedFile, match=r"clips\.h5"):
         read_clips(path)
+
+
+def test_a_curve_counts_a_video_once():
+    rows = [item(0, noise, psnr=psnr, num_frames=10) for noise, psnr in enumerate((1.0, 3.0))]
+    rows += [item(1, psnr=4.0, num_frames="10"), item(0, psnr=7.0, num_frames=2)]
+    first, second = curve(rows, "psnr_first")
+    assert (first[:2], math.isnan(first[2])) == ((2, 7.0), True)
+    assert second == (10, pytest.approx(3.0), pytest.approx(1.0))
 
 
 def test_mean_and_error_over_videos():

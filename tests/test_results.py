@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 from PIL import Image
+from result_rows import SETTING, item, mean_of
 
 from vsr_lightning.config import UserError
 from vsr_lightning.evaluation.results import (
@@ -27,31 +28,6 @@ from vsr_lightning.evaluation.results import (
 from vsr_lightning.evaluation.videos import ClipWriter, merge_clips, read_clips, write_gif
 from vsr_lightning.evaluation.wandb_run import log_results
 from vsr_lightning.files import DamagedFile
-
-SETTING = {
-    "factor": 8,
-    "kernel": "gaussian",
-    "sigma_h": 2.0,
-    "sigma_y": 0.02,
-    "sampler": "dps",
-    "steps": 250,
-    "zeta": 1.0,
-    "seed": 0,
-    "prior": "data/checkpoints/moving_mnist",
-    "dataset": "moving_mnist",
-}
-
-
-def item(video=0, noise=0, num_frames=3, order="sequential", psnr=20.0, **other):
-    key = {"video": video, "noise": noise, "num_frames": num_frames, "order": order}
-    measured = {
-        "psnr_first": psnr,
-        "psnr_mean": psnr - 1,
-        "ssim_mean": 0.9,
-        "residual_rms": 0.02,
-        "seconds": 1.5,
-    }
-    return SETTING | key | measured | {"status": "ok"} | other
 
 
 def clip(value=0, frames=10, size=16):
@@ -240,15 +216,13 @@ def test_mean_and_error_of_nothing():
 
 
 def test_means_of_samples_join_the_summary(tmp_path):
-    def mean_row(video, psnr, num_frames=3):
-        condition = {column: item(num_frames=num_frames)[column] for column in CONDITION}
-        of_mean = {"psnr_first_of_mean": psnr, "psnr_mean_of_mean": psnr - 2, "n_samples": 10}
-        return condition | of_mean | {"video": video}
+    def mean_row(video, psnr, n_samples=10):
+        return mean_of(item(video), n_samples, psnr_first_of_mean=psnr, psnr_mean_of_mean=psnr - 2)
 
     RowWriter(tmp_path).append([item(v, num_frames=n) for v in (0, 1) for n in (3, 5)])
     write_means(tmp_path, [mean_row(0, 99.0), mean_row(1, 27.0)])
     write_means(tmp_path, [mean_row(0, 23.0)])  # measured again
-    write_means(tmp_path, [mean_row(1, 98.0) | {"n_samples": 9}])  # of what was left
+    write_means(tmp_path, [mean_row(1, 98.0, n_samples=9)])  # of what was left
     assert [row["psnr_first_of_mean"] for row in read_table(tmp_path / "means.csv")] == [23.0, 27.0]
 
     write_tables(tmp_path)

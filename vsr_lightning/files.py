@@ -13,9 +13,9 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from vsr_lightning.config import UserError
 
@@ -151,6 +151,14 @@ def read_table(path: Path, way_out: str) -> list[dict[str, str]]:
         if any(None in row or None in row.values() for row in rows):
             raise ValueError("a row has more or fewer cells than the header")
     return rows
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a CSV file; what a row lacks, or holds as None, is an empty cell."""
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def lock(file: IO, waiting_for: Path) -> None:

@@ -6,7 +6,6 @@ absent; of a killed process's last rows, those that are whole count.
 """
 
 import contextlib
-import csv
 import json
 import math
 import os
@@ -216,10 +215,7 @@ def read_table(path: Path) -> list[Row]:
 def write_csv(path: Path, rows: Sequence[Row], first: Sequence[str]) -> None:
     """Write `rows` with the columns `first`, then the others as they come."""
     others = dict.fromkeys(column for row in rows for column in row if column not in first)
-    with files.replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*first, *others])
-        writer.writeheader()
-        writer.writerows(rows)
+    files.write_table(path, [*first, *others], rows)
 
 
 def summarise(rows: Sequence[Row], means: Sequence[Row] = ()) -> list[Row]:

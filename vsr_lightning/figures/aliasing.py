@@ -5,30 +5,38 @@ frames are added; `convergence.csv` says by how much they do.
 Shapes: F frames, H W pixels (h w low resolution), C channels. PSNR in dB, widths in high-resolution pixels.
 """
 
-import csv
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib import colormaps
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from vsr_lightning.figures.drawing import (
+    against_frames,
     annotate,
+    counts,
+    draw_curve,
     label_row,
+    number_frames,
     panel_grid,
-    plural,
     sampling,
     save,
     short,
     show_frame,
     source,
 )
-from vsr_lightning.figures.reading import Row, mean_and_error, of_same_observation, read_clips, read_ok_rows, read_table
-from vsr_lightning.files import replacing
+from vsr_lightning.figures.reading import (
+    Row,
+    curve,
+    mean_and_error,
+    of_same_observation,
+    read_clips,
+    read_ok_rows,
+    read_table,
+)
+from vsr_lightning.files import write_table
 
 METRIC = "psnr_first"
 COLOURS = colormaps["viridis"]
@@ -46,7 +54,7 @@ def make_figures(run_dir: Path) -> list[Path]:
     if rows := [row for row in read_ok_rows(run_dir / "results.csv") if row["kernel"] == "gaussian"]:
         paths += [run_dir / "fig5.png", run_dir / "convergence.csv"]
         save(draw_fig5(rows, read_table(run_dir / "oracle.csv")), paths[-2])
-        write_convergence(convergence(rows), paths[-1])
+        write_table(paths[-1], CONVERGENCE, convergence(rows))
     return paths
 
 
@@ -77,13 +85,6 @@ def convergence(rows: Iterable[Row]) -> list[dict[str, Any]]:
         values = (factor, num_frames, first, last, max(means) - min(means), difference, error, videos)
         lines.append(dict(zip(CONVERGENCE, values, strict=True)))
     return lines
-
-
-def write_convergence(lines: Sequence[dict[str, Any]], path: Path) -> None:
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, CONVERGENCE)
-        writer.writeheader()
-        writer.writerows(lines)
 
 
 def _factor(row: Row) -> int:
@@ -128,33 +129,16 @@ def draw_fig5(rows: Sequence[Row], oracle: Sequence[Row] = ()) -> Figure:
     panels = figure.subplots(1, len(by_factor), squeeze=False, sharey=True)[0]
     for axes, ((factor,), group) in zip(panels, sorted(by_factor.items()), strict=True):
         for (width,), of_width in sorted(_group(group, _width).items()):
-            _draw_curve(axes, of_width, rf"$\sigma_h$ {short(width)} px", colours[width])
+            draw_curve(axes, curve(of_width, METRIC), rf"$\sigma_h$ {short(width)} px", colours[width], marker="o")
             alike = [row for row in of_same_observation(oracle, of_width[0]) if row["order"] == of_width[0]["order"]]
             if points := sorted((_num_frames(row), float(row[METRIC])) for row in alike):
                 axes.plot(*zip(*points, strict=True), color=colours[width], linestyle=":", linewidth=1.4)
         axes.set_title(f"{factor}×", fontsize=10)
-        axes.set_xlabel("number of observed frames")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=16, min_n_ticks=1))
-        axes.grid(alpha=0.3, linewidth=0.6)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=6, frameon=False, fontsize=9)
+        against_frames(axes, legend_columns=6)
     panels[0].set_ylabel("PSNR of the first frame (dB)")
-    videos, noises = len({row["video"] for row in rows}), len({row["noise"] for row in rows})
-    counts = f"{plural(videos, 'video')} × {plural(noises, 'noise instance')}"
-    bars = ", bars: standard error over videos" if videos > 1 else ""
     dotted = "; dotted: an oracle that is told the motion" if oracle else ""
-    figure.suptitle(f"{_title(rows[0])}\n{counts}{bars}{dotted}", fontsize=10)
+    figure.suptitle(f"{_title(rows[0])}\n{counts(rows)}{dotted}", fontsize=10)
     return figure
-
-
-def _draw_curve(axes: Axes, rows: Sequence[Row], label: str, colour: Any) -> None:
-    points = [
-        (number, *mean_and_error(_video_means(group).items())[:2])
-        for (number,), group in sorted(_group(rows, _num_frames).items())
-    ]
-    numbers, means, errors = zip(*points, strict=True)
-    axes.errorbar(
-        numbers, means, yerr=errors, label=label, color=colour, marker="o", markersize=4, linewidth=1.6, capsize=2.5
-    )
 
 
 def _title(row: Row) -> str:
@@ -189,7 +173,6 @@ def draw_fig4(sharpest: Row, blurriest: Row) -> Figure:
         label_row(line[0], label)
         for axes, frame in zip(line, video, strict=True):
             show_frame(axes, frame)
-    for index, axes in enumerate(panels[0]):
-        axes.set_title(f"frame {index + 1}", fontsize=9, pad=4)
+    number_frames(panels[0], range(num_frames))
     annotate(figure, str(sharpest["dataset"]), "without blur, decimation aliases; with much, little is left to alias")
     return figure

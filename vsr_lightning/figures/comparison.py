@@ -5,7 +5,6 @@ it was measured on BAIR, with clips and a kernel that the paper does not name.
 Shapes: F frames, H W pixels (h w low resolution), C channels. PSNR in dB, temporal error on [0, 1].
 """
 
-import csv
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -20,6 +19,7 @@ from vsr_lightning.figures.drawing import (
     annotate,
     frame_psnr,
     label_row,
+    number_frames,
     operator,
     panel_grid,
     plural,
@@ -30,7 +30,7 @@ from vsr_lightning.figures.drawing import (
     source,
 )
 from vsr_lightning.figures.reading import Row, mean_and_error, read_clips, read_means, read_ok_rows
-from vsr_lightning.files import replacing, write_text
+from vsr_lightning.files import write_table, write_text
 
 SETTING = ("dataset", "prior", "sampler", "steps", "zeta", "sigma_y", "num_frames", "order", "seed")
 OPERATOR = ("factor", "kernel", "sigma_h")
@@ -58,7 +58,7 @@ def make_figures(run_dir: Path) -> list[Path]:
     paths = []
     if table := table1(read_ok_rows(run_dir / "results.csv"), read_means(run_dir / "means.csv")):
         paths += [run_dir / "table1.csv", run_dir / "table1.md"]
-        write_csv(table, paths[0])
+        write_table(paths[0], TABLE, table)
         write_text(paths[1], to_markdown(table))
     clips = read_clips(run_dir / "clips.h5") if (run_dir / "clips.h5").exists() else []
     for name, factor, draw in (("fig6.png", 4, draw_fig6), ("fig7.png", 8, draw_fig7)):
@@ -93,13 +93,6 @@ def table1(rows: Iterable[Row], means: Iterable[Row]) -> list[dict[str, Any]]:
             for name, (psnr, ssim) in QUOTED.items()
         ]
     return [dict.fromkeys(TABLE) | line for line in table]
-
-
-def write_csv(table: Sequence[Row], path: Path) -> None:
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, TABLE)
-        writer.writeheader()
-        writer.writerows(table)
 
 
 def to_markdown(table: Sequence[Row]) -> str:
@@ -246,8 +239,7 @@ def draw_fig7(examples: Sequence[Sequence[Row]]) -> Figure:
             label_row(line[0], label)
             for axes, frame in zip(line, frames, strict=True):
                 show_frame(axes, clip[name][frame])
-    for axes, frame in zip(panels[0, 0], frames, strict=True):
-        axes.set_title(f"frame {frame + 1}", fontsize=9, pad=4)
+    number_frames(panels[0, 0], frames)
     annotate(figure, _title(clips[0]), "dB: PSNR, mean over all frames")
     return figure
 

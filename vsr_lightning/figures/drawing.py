@@ -1,9 +1,10 @@
-"""What figures share in how they look: frames in a grid, titles, numbers, and saving without a display.
+"""What figures share in how they look: frames in a grid, curves, titles, numbers, and saving without a display.
 
 Shapes: H W pixels, C channels. Lengths in inches, PSNR in dB.
 """
 
 import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from vsr_lightning.figures.reading import Row
 from vsr_lightning.files import replacing
@@ -75,6 +77,32 @@ def show_frame(axes: Axes, frame: np.ndarray, colour: str = "0.75", linewidth: f
         spine.set(color=colour, linewidth=linewidth)
 
 
+def number_frames(line: Iterable[Axes], frames: Iterable[int]) -> None:
+    """Write above each panel of a line which frame it shows; indices are from 0."""
+    for axes, frame in zip(line, frames, strict=True):
+        axes.set_title(f"frame {frame + 1}", fontsize=9, pad=4)
+
+
+# -------------------------------------------------------------------------------------------- curves
+
+
+def draw_curve(axes: Axes, points: Iterable[tuple[int, float, float]], label: str, colour: Any, marker: str) -> None:
+    """Points (number of observed frames, mean, standard error) as a line with error bars."""
+    numbers, means, errors = zip(*points, strict=True)
+    style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4.5, "linewidth": 1.8, "capsize": 3}
+    axes.errorbar(numbers, means, yerr=errors, label=label, **style)
+
+
+def against_frames(axes: Axes, legend_columns: int) -> None:
+    """Finish a panel whose curves are drawn against the number of observed frames."""
+    axes.set_xlabel("number of observed frames")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=16, min_n_ticks=1))
+    axes.grid(alpha=0.3, linewidth=0.6)
+    # Below the axes: the curves may be anywhere inside.
+    style: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13), "frameon": False, "fontsize": 9}
+    axes.legend(ncols=legend_columns, **style)
+
+
 # ------------------------------------------------------------------------------------ numbers, words
 
 
@@ -91,6 +119,13 @@ def short(number: Any) -> str:
 
 def plural(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("s" if number != 1 else "")
+
+
+def counts(rows: Sequence[Row]) -> str:
+    """What curves are the means of, and what their bars are."""
+    videos, noises = (len({row[column] for row in rows}) for column in ("video", "noise"))
+    bars = ", bars: standard error over videos" if videos > 1 else ""
+    return f"{plural(videos, 'video')} × {plural(noises, 'noise instance')}{bars}"
 
 
 def source(row: Row) -> str:

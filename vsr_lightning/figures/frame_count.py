@@ -14,12 +14,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
 
 from vsr_lightning.figures.drawing import (
+    against_frames,
     annotate,
+    counts,
+    draw_curve,
     frame_psnr,
     label_row,
+    number_frames,
     operator,
     panel_grid,
     plural,
@@ -29,13 +32,23 @@ from vsr_lightning.figures.drawing import (
     show_frame,
     source,
 )
-from vsr_lightning.figures.reading import Row, mean_and_error, of_same_observation, read_clips, read_ok_rows, read_table
-from vsr_lightning.files import write_text
+from vsr_lightning.figures.reading import (
+    Row,
+    curve,
+    mean_and_error,
+    of_same_observation,
+    read_clips,
+    read_ok_rows,
+    read_table,
+)
+from vsr_lightning.files import write_table
 
+METRIC = "psnr_first"
 ORDERS = {"sequential": ("tab:blue", "o"), "random": ("tab:red", "s")}  # colours as in the paper
 BASELINES = {"psnr_first_bicubic": "bicubic", "psnr_first_vae": "VAE reconstruction"}
 # What one curve, or one column of pictures, has in common.
 SETTING = ("prior", "dataset", "factor", "kernel", "sigma_h", "sigma_y", "sampler", "steps", "zeta", "seed")
+PAIRED = ("num_frames", "psnr_first_difference", "psnr_first_difference_se", "videos")  # columns of paired.csv
 MAX_RESTORATIONS = 6
 
 
@@ -58,9 +71,8 @@ def make_figures(run_dir: Path) -> list[Path]:
 
 def write_paired(paired: dict[int, tuple[float, float, int]], path: Path) -> None:
     """Save random minus sequential order, PSNR of the first frame in dB, by number of observed frames."""
-    lines = ["num_frames,psnr_first_difference,psnr_first_difference_se,videos"]
-    lines += [f"{number},{mean},{error},{videos}" for number, (mean, error, videos) in sorted(paired.items())]
-    write_text(path, "\n".join(lines) + "\n")
+    lines = [dict(zip(PAIRED, (number, *values), strict=True)) for number, values in sorted(paired.items())]
+    write_table(path, PAIRED, lines)
 
 
 def fig2(run_dir: Path, path: Path) -> None:
@@ -106,20 +118,6 @@ def paired_difference(rows: Iterable[Row], metric: str = "psnr_first") -> dict[i
     return {num_frames: mean_and_error(differences[num_frames]) for num_frames in sorted(differences)}
 
 
-def _curve(rows: Sequence[Row], order: str, metric: str) -> list[tuple[int, float, float]]:
-    """Points (number of frames, mean, standard error) of one order."""
-    by_number: dict[int, list[Row]] = defaultdict(list)
-    for row in rows:
-        by_number[int(row["num_frames"])].append(row)
-    points = []
-    for num_frames, group in sorted(by_number.items()):
-        of_order = [row for row in group if row["order"] == order]
-        if of_order:
-            mean, error, _ = mean_and_error((row["video"], float(row[metric])) for row in of_order)
-            points.append((num_frames, mean, error))
-    return points
-
-
 # --------------------------------------------------------------------------------------------- Fig. 3
 
 
@@ -143,19 +141,10 @@ def draw_fig3(rows: Sequence[Row], oracle: Sequence[Row] = ()) -> Figure:
 
 
 def _draw_panel(axes: Axes, rows: Sequence[Row], oracle: Sequence[Row]) -> None:
-    metric = "psnr_first"
     for order, (colour, marker) in ORDERS.items():
-        if any(row["order"] == order for row in rows):
-            numbers, means, errors = zip(*_curve(rows, order, metric), strict=True)
-            style: dict[str, Any] = {
-                "color": colour,
-                "marker": marker,
-                "markersize": 4.5,
-                "linewidth": 1.8,
-                "capsize": 3,
-            }
-            axes.errorbar(numbers, means, yerr=errors, label=f"{order} order", **style)
-        points = sorted((int(row["num_frames"]), float(row[metric])) for row in oracle if row["order"] == order)
+        if of_order := [row for row in rows if row["order"] == order]:
+            draw_curve(axes, curve(of_order, METRIC), f"{order} order", colour, marker)
+        points = sorted((int(row["num_frames"]), float(row[METRIC])) for row in oracle if row["order"] == order)
         if points:
             label = f"told the motion, {order}"
             axes.plot(*zip(*points, strict=True), color=colour, linestyle=":", linewidth=1.6, label=label)
@@ -168,24 +157,14 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], oracle: Sequence[Row]) -> None:
                 axes.plot([], [], linestyle="", label=label)
             else:
                 axes.axhline(level, color="0.35", linestyle="--", linewidth=1.4, label=label)
-    axes.set_xlabel("number of observed frames")
     axes.set_ylabel("PSNR of the first frame (dB)")
-    axes.set_title(_title(rows[0]) + "\n" + _counts(rows), fontsize=10)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=16, min_n_ticks=1))
-    axes.grid(alpha=0.3, linewidth=0.6)
-    # Below the axes: the curves may be anywhere inside. Two columns: four are wider than a panel.
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, frameon=False, fontsize=9)
+    axes.set_title(_title(rows[0]) + "\n" + counts(rows), fontsize=10)
+    against_frames(axes, legend_columns=2)  # four are wider than a panel
 
 
 def _title(row: Row) -> str:
     """Prior, data, degradation and sampler in two lines."""
     return f"{source(row)}, {operator(row)}, $\\sigma_y$ {short(row['sigma_y'])}\n{sampling(row)}"
-
-
-def _counts(rows: Sequence[Row]) -> str:
-    videos, noises = len({row["video"] for row in rows}), len({row["noise"] for row in rows})
-    bars = ", bars: standard error over videos" if videos > 1 else ""
-    return f"{plural(videos, 'video')} × {plural(noises, 'noise instance')}{bars}"
 
 
 # --------------------------------------------------------------------------------------------- Fig. 2
@@ -214,8 +193,7 @@ def draw_fig2(clips: Sequence[Row]) -> Figure:
             show_frame(axes, video[index], *(("tab:blue", 2.0) if observed else ()))
             if line == 1 and index not in most["frames"]:
                 _hatch(axes)
-    for index, axes in enumerate(panels[0]):
-        axes.set_title(f"frame {index + 1}", fontsize=9, pad=4)
+    number_frames(panels[0], range(num_frames))
     note = f"{most['order']} order; blue border: the frame was observed; dB: PSNR of frame 1"
     annotate(figure, _title(most).replace("\n", ", "), note)
     return figure

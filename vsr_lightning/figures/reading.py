@@ -79,6 +79,14 @@ def read_clips(path: Path) -> list[dict[str, Any]]:
     return clips
 
 
+def curve(rows: Iterable[Row], metric: str) -> list[tuple[int, float, float]]:
+    """Points (number of observed frames, mean, standard error) of a column of items."""
+    by_number: dict[int, list[tuple[Any, float]]] = defaultdict(list)
+    for row in rows:
+        by_number[int(row["num_frames"])].append((row["video"], float(row[metric])))
+    return [(number, *mean_and_error(values)[:2]) for number, values in sorted(by_number.items())]
+
+
 def mean_and_error(values: Iterable[tuple[Any, float]]) -> tuple[float, float, int]:
     """Mean, standard error and number of videos, from (video, value) pairs; each video counts once.
 

@@ -1,0 +1,34 @@
+"""Rows of results as a sweep writes them, for tests to vary."""
+
+from vsr_lightning.evaluation.results import CONDITION
+
+SETTING = {
+    "factor": 8,
+    "kernel": "gaussian",
+    "sigma_h": 2.0,
+    "sigma_y": 0.02,
+    "sampler": "dps",
+    "steps": 250,
+    "zeta": 1.0,
+    "seed": 0,
+    "prior": "data/checkpoints/moving_mnist",
+    "dataset": "moving_mnist",
+}
+
+
+def item(video=0, noise=0, *, psnr=20.0, **other):
+    """An item of `results.csv`, from 3 frames in sequential order unless `other` columns say otherwise."""
+    key = {"video": video, "noise": noise, "num_frames": 3, "order": "sequential"}
+    measured = {
+        "psnr_first": psnr,
+        "psnr_mean": psnr - 1,
+        "ssim_mean": 0.9,
+        "residual_rms": 0.02,
+        "seconds": 1.5,
+    }
+    return SETTING | key | measured | {"status": "ok"} | other
+
+
+def mean_of(row, n_samples, **scores):
+    """The row of `means.csv` about an item's video."""
+    return {column: row[column] for column in (*CONDITION, "video")} | scores | {"n_samples": n_samples}
