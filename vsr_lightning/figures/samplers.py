@@ -4,7 +4,6 @@ Made from `results.csv` and `means.csv` of a run folder. A setting is a sampler 
 clips, degradation and sensor noise, so they are compared in pairs. PSNR in dB, seconds for one restoration.
 """
 
-import csv
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,9 +13,9 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vsr_lightning.figures.drawing import operator, plural, save, short, source
+from vsr_lightning.figures.drawing import counts, operator, plural, save, short, source
 from vsr_lightning.figures.reading import Row, mean_and_error, read_ok_rows, read_table
-from vsr_lightning.files import replacing
+from vsr_lightning.files import write_table
 
 METRIC = "psnr_first"
 COLUMNS = (
@@ -44,7 +43,7 @@ def make_figures(run_dir: Path) -> list[Path]:
     table = compare(rows, read_table(run_dir / "means.csv"))
     paths = [run_dir / "samplers.png", run_dir / "samplers.csv"]
     save(draw(table, rows), paths[0])
-    write_csv(table, paths[1])
+    write_table(paths[1], COLUMNS, table)
     return paths
 
 
@@ -98,13 +97,6 @@ def _item(row: Row) -> tuple:
     return tuple(row[column] for column in columns)
 
 
-def write_csv(table: Sequence[dict[str, Any]], path: Path) -> None:
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(table)
-
-
 # --------------------------------------------------------------------------------------------- drawing
 
 
@@ -126,11 +118,9 @@ def draw(table: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> Figure:
         axes.grid(alpha=0.3, linewidth=0.6)
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     first = rows[0]
-    videos, noises = len({row["video"] for row in rows}), len({row["noise"] for row in rows})
-    counts = f"{plural(videos, 'video')} × {plural(noises, 'noise instance')}, bars: standard error over videos"
     figure.suptitle(
         f"{source(first)}, {operator(first)}, $\\sigma_y$ {short(first['sigma_y'])}, "
-        f"{plural(int(first['num_frames']), 'frame')} observed\n{counts}",
+        f"{plural(int(first['num_frames']), 'frame')} observed\n{counts(rows)}",
         fontsize=10,
     )
     return figure
