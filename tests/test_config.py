@@ -1,6 +1,7 @@
 """The typed configuration: includes, overrides, references, targets, and one clear error for every mistake."""
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +27,14 @@ def load(tmp_path):
 
 
 # What a configuration means
+
+
+@pytest.mark.parametrize("override", ["training.optimizer=muon", "training.timesteps=logit_normal"])
+def test_what_only_the_dit_has_is_refused_for_the_vae(override):
+    folder = Path(__file__).parents[1] / "experiments" / "moving_mnist"
+    with pytest.raises(UserError, match="is for stage dit"):
+        load_config(folder / "vae.yaml", [override])
+    load_config(folder / "dit.yaml", [override])
 
 
 def test_defaults(load):

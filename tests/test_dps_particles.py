@@ -58,7 +58,22 @@ def test_after_the_choice_one_descent_is_paid_for(problem):
     assert [evaluated.count(t) for t in timesteps] == [PARTICLES if t >= first_alone else 1 for t in timesteps]
 
 
-@pytest.mark.parametrize(("wrong", "message"), [({"particles": 0}, "particles"), ({"until": 0.9}, "until")])
+def test_a_particle_that_is_lost_is_not_the_end_of_its_sample(problem):
+    prior, observation = problem
+    draws = normal(PARTICLES * (STEPS + 1), BATCH, *SHAPE, seed=3)
+    draws[1, 0] = torch.nan  # the second particle of the first sample
+    draws[:PARTICLES, 1] = torch.nan  # all of the second sample
+    heard = []
+    found = dps_particles_sample(
+        prior, observation, replay(draws), steps=STEPS, particles=PARTICLES, on_step=lambda *args: heard.append(args[2])
+    )
+    assert found.isfinite().flatten(1).all(dim=1).tolist() == [True, False, True, True, True]
+    assert torch.stack(heard).isfinite().all(dim=0).tolist() == [True, False, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"), [({"particles": 0}, "particles"), ({"until": 0.9}, "until"), ({"max_move": -1.0}, "max_move")]
+)
 def test_bad_settings_are_named(problem, wrong, message):
     prior, observation = problem
     with pytest.raises(UserError, match=message):

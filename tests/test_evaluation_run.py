@@ -161,12 +161,42 @@ def test_clips_to_look_at_of_several_videos_in_colour(tiny_rgb_prior, colour_cli
         assert clip["restored"].shape == clip["bicubic"].shape == (10, 64, 64, 3)
 
 
-def test_a_folder_from_before_a_key_of_the_grid_goes_on(tiny_prior, tmp_path, restored_sizes):
+def test_two_samplers_and_observations_from_reconstructions(tiny_prior, tmp_path, restored_sizes):
+    samplers = [
+        "samplers.a={target: vsr_lightning.inference.dps.dps_sample, steps: 2, zeta: 1.0}",
+        "samplers.b={target: vsr_lightning.inference.dps_particles.dps_particles_sample, steps: 3, zeta: 0.5}",
+        *("grid.sampler=[a,b]", "grid.num_frames=[10]", "figures=[vsr_lightning.figures.samplers.make_figures]"),
+    ]
+    command = experiment(tiny_prior, tmp_path, *samplers, "grid.observe=reconstruction")
+    folder = sweep(command)
+    rows = results.read_table(folder / "results.csv")
+    assert sorted({(row["sampler"], row["steps"], row["zeta"]) for row in rows}) == [("a", 2, 1), ("b", 3, 0.5)]
+    assert len(rows) == len(rows_by_item(folder)) == 8
+    assert {row["dataset"] for row in rows} == {"moving_mnist embedded test, observed as reconstructed"}
+    means = results.read_table(folder / "means.csv")
+    assert sorted((mean["sampler"], mean["video"], mean["n_samples"]) for mean in means) == [
+        ("a", 0, 2), ("a", 1, 2), ("b", 0, 2), ("b", 1, 2),
+    ]  # fmt: skip
+    assert (folder / "samplers.png").exists()
+
+    alone = sweep(experiment(tiny_prior, tmp_path / "alone", *samplers, "grid.sampler=[b]"))
+    of_truth = {(row["video"], row["noise"]): row for row in results.read_table(alone / "results.csv")}
+    assert {row["dataset"] for row in of_truth.values()} == {"moving_mnist embedded test"}
+    of_b = [row for row in rows if row["sampler"] == "b"]
+    assert any(abs(row["psnr_mean"] - of_truth[row["video"], row["noise"]]["psnr_mean"]) > 1e-4 for row in of_b)
+
+    restored_sizes.clear()
+    sweep(command)
+    assert restored_sizes == []
+
+
+def test_a_folder_from_before_a_key_goes_on(tiny_prior, tmp_path, restored_sizes):
     command = experiment(tiny_prior, tmp_path)
     path = sweep(command) / "config.yaml"
     content = yaml.safe_load(path.read_text())
-    for key in ("factor", "kernel", "sigma_h_per_factor", "keep_videos"):
+    for key in ("factor", "kernel", "sigma_h_per_factor", "keep_videos", "sampler", "observe"):
         del content["grid"][key]
+    del content["samplers"]
     path.write_text(yaml.safe_dump(content))
     restored_sizes.clear()
     sweep(command)
@@ -299,6 +329,8 @@ def test_a_run_folder_of_another_configuration_is_refused(tiny_prior, tmp_path):
         ("grid.order=[backwards]", r"grid.order.*backwards"),
         ("grid.videos=3", r"grid.videos: 3 asked for, the test split has 2"),
         ("grid.steps=[2000]", r"sampler.steps: 2000 is not between"),
+        ("sampler={target: vsr_lightning.inference.dps.dps_sample}", r"sampler.steps: missing for dps"),
+        ("sampler.max_move=-1", r"dps_polyak: sampler.max_move: -1 is not at least 0"),
         ("sampler.eta=2", r"sampler.eta: 2 is not from 0"),
         ("sampler.spacing=even", r"sampler.spacing: 'even' is none of"),
         ("degradation.factor=7", r"factor"),

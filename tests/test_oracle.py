@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vsr_lightning.__main__ import main
-from vsr_lightning.config import UserError, load_config
+from vsr_lightning.config import UserError, load_config, to_yaml
 from vsr_lightning.data.clips import stack
 from vsr_lightning.data.moving_mnist import MovingMNIST
 from vsr_lightning.evaluation.oracle import oracle
@@ -48,6 +48,35 @@ def test_it_beats_black_frames_by_far(table):
     video = stack(MovingMNIST(batch_size=1, digits="embedded", test_videos=2).test_clips(), range(2))
     black = psnr(torch.full_like(video, -1.0), video)[:, 0].mean().item()
     assert table[1]["psnr_first"] > black + 5
+
+
+def test_without_sensor_noise(tmp_path):
+    overrides = [*TINY, f"runs_dir={tmp_path}", "grid.sigma_y=[0.0]", "grid.videos=1", "grid.noises=1"]
+    few, many = read_table(oracle(load_config(SWEEP, overrides)))
+    assert many["psnr_first"] > few["psnr_first"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("grid.observe=reconstruction", "grid.observe"),
+        ("grid.videos=3", "grid.videos: 3 asked for, the test split has 2"),
+        ("grid.num_frames=[11]", "grid.num_frames=11"),
+    ],
+)
+def test_bad_input_is_told_before_minutes_of_work(override, message, tmp_path, monkeypatch):
+    monkeypatch.delattr("vsr_lightning.evaluation.oracle.fit_digits")
+    with pytest.raises(UserError, match=message):
+        oracle(load_config(SWEEP, [*TINY, f"runs_dir={tmp_path}", override]))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_folder_of_another_sweep_is_left_alone(tmp_path):
+    folder = tmp_path / "frame_count"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(to_yaml(load_config(SWEEP, [*TINY, "grid.noises=1"])))
+    with pytest.raises(UserError, match="holds a run with another grid.noises"):
+        oracle(load_config(SWEEP, [*TINY, f"runs_dir={tmp_path}"]))
 
 
 def test_clips_of_unknown_motion_are_refused(tmp_path, monkeypatch, capsys):

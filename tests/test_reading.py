@@ -9,7 +9,15 @@ from damage import DAMAGES
 from result_rows import item, mean_of
 
 from vsr_lightning.evaluation.results import CONDITION
-from vsr_lightning.figures.reading import curve, mean_and_error, read_clips, read_means, read_ok_rows, read_table
+from vsr_lightning.figures.reading import (
+    curve,
+    mean_and_error,
+    read_clips,
+    read_means,
+    read_ok_rows,
+    read_oracle,
+    read_table,
+)
 from vsr_lightning.files import DamagedFile
 
 ITEM = item(temporal_error="")
@@ -56,6 +64,16 @@ def test_a_cell_or_a_column_that_is_not_what_was_written(tmp_path, column):
     for name, row in damaged.items():
         with pytest.raises(DamagedFile, match=rf"{name}\.csv: cannot be read"):
             read_ok_rows(write_table(tmp_path / f"{name}.csv", row))
+
+
+@pytest.mark.parametrize("column", ["num_frames", "order", "psnr_first"])
+def test_a_damaged_oracle_is_named(tmp_path, column):
+    condition = {name: value for name, value in ITEM.items() if name not in ("video", "noise", "status")}
+    assert read_oracle(write_table(tmp_path / "whole.csv", condition))[0]["order"] == condition["order"]
+    damaged = {("o" if name == column else "") + name: value for name, value in condition.items()}
+    with pytest.raises(DamagedFile, match=r"oracle\.csv: cannot be read .*; repeat the oracle's command"):
+        read_oracle(write_table(tmp_path / "oracle.csv", damaged))
+    assert read_oracle(tmp_path / "missing.csv") == []
 
 
 def test_clips_from_before_baselines_and_several_videos(tmp_path):

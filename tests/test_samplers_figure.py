@@ -7,7 +7,7 @@ from PIL import Image
 
 from vsr_lightning.evaluation.results import RowWriter, write_means, write_tables
 from vsr_lightning.figures.reading import read_table
-from vsr_lightning.figures.samplers import COLUMNS, compare, make_figures
+from vsr_lightning.figures.samplers import COLUMNS, compare, draw, make_figures
 
 CONDITION = {
     "factor": 8,
@@ -56,6 +56,35 @@ def test_items_that_the_reference_lacks_are_no_pair(rows):
     line = next(line for line in compare(lacking) if line["steps"] == 100)
     assert line["difference"] == pytest.approx(-0.2)
     assert math.isnan(line["difference_se"])
+
+
+def test_settings_without_a_common_item_are_no_error(rows):
+    apart = [row for row in rows if row["video"] == (1 if row["steps"] == 1000 else 0)]
+    line = next(line for line in compare(apart) if line["steps"] == 100)
+    assert math.isnan(line["difference"])
+
+
+def test_seconds_are_not_those_of_start_up(rows):
+    (first, *_) = [row for row in rows if row["steps"] == 100]
+    first["seconds"] = 60.0
+    assert {line["seconds"] for line in compare(rows) if line["steps"] == 100} == {1.0}
+
+
+def test_observations_are_compared_apart(rows):
+    few = [row | {"num_frames": 1, "psnr_first": row["psnr_first"] - 5} for row in rows]
+    table = compare([*rows, *few])
+    assert len(table) == 2 * len(compare(rows))
+    for line in table:
+        assert abs(line["difference"]) < 1
+    titles = [axes.get_title() for axes in draw(table, rows).axes]
+    assert len(titles) == 4
+    assert "1 frame observed" in titles[0]
+    assert "10 frames observed" in titles[2]
+
+
+def test_a_guidance_scale_of_zero_has_its_place(rows):
+    figure = draw(compare([*rows, *(row | {"zeta": 0.0} for row in rows if row["steps"] == 100)]), rows)
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["0", "0.5", "3", "9"]
 
 
 def test_figure_and_table_of_a_run_folder(rows, tmp_path):

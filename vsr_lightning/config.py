@@ -61,6 +61,9 @@ class Training:
         }.items():
             if getattr(self, name) not in known:
                 raise UserError(f"training.{name}: '{getattr(self, name)}' is not '{known[0]}' or '{known[1]}'")
+        for name, only in {"optimizer": "adamw", "timesteps": "uniform"}.items():
+            if self.stage == "vae" and getattr(self, name) != only:
+                raise UserError(f"training.{name}: '{getattr(self, name)}' is for stage dit; leave it out")
         _at_least(1, self, "training", "max_steps", "log_every", "save_every", "val_every", "check_steps")
         _at_least(0, self, "training", "warmup_steps", "decay_steps", "weight_decay", "grad_clip", "kl_weight")
         _at_least(0, self, "training", "lr", "check_videos", "check_zeta")

@@ -78,7 +78,7 @@ def identity(experiment: Experiment | dict[str, Any], kind: str) -> dict[str, An
     default means what the code did before.
     """
     content = experiment if isinstance(experiment, dict) else dataclasses.asdict(experiment)
-    kept = {key: _with_defaults(content.get(key), DEFAULTS[key]) for key in IDENTITY[kind]}
+    kept = {key: _with_defaults(content.get(key, DEFAULTS[key]), DEFAULTS[key]) for key in IDENTITY[kind]}
     for section, keys in NOT_IDENTITY.items():
         content_of = kept.get(section)
         if isinstance(content_of, dict):

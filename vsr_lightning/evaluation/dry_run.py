@@ -2,10 +2,10 @@
 
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import fmean
+from statistics import median
 
 from vsr_lightning import runs
 from vsr_lightning.config import Experiment
@@ -55,22 +55,29 @@ def _batches(experiment: Experiment, items: list[Item]) -> str:
 
 def _time(job: Job, items: list[Item]) -> str:
     """An estimate from sampler steps measured with this prior on this hardware, compilation and loading left out."""
-    measured = list(_seconds_per_step(job))
-    if not measured:
-        return f"unknown, nothing was measured yet with {job.fixed['prior']} on this hardware ({runs.hardware()})"
-    experiment, rate = job.experiment, fmean(measured)
-    world = runs.world_size(experiment)
-    shares = [batches_of_rank(items, experiment.trainer.batch_size, rank, world) for rank in range(world)]
-    longest = max(sum(items[index].steps for batch in share for index in batch) for share in shares)
-    return f"about {_duration(rate * longest)}, by {len(measured)} restorations measured on this hardware"
+    measured: dict[str, list[float]] = defaultdict(list)
+    for sampler, seconds in _seconds_per_step(job):
+        measured[sampler].append(seconds)
+    if unknown := {item.sampler for item in items} - measured.keys():
+        what = f"{', '.join(sorted(unknown))} with {job.fixed['prior']}"
+        return f"unknown, nothing was measured yet of {what} on this hardware ({runs.hardware()})"
+    # The median: start-up, and a last batch that is not full, weigh on a few.
+    rates = {sampler: median(seconds) for sampler, seconds in measured.items()}
+    world = runs.world_size(job.experiment)
+    shares = [batches_of_rank(items, job.experiment.trainer.batch_size, rank, world) for rank in range(world)]
+    chosen = [[items[index] for batch in share for index in batch] for share in shares]
+    longest = max(sum(rates[item.sampler] * item.steps for item in share) for share in chosen)
+    count = sum(len(seconds) for seconds in measured.values())
+    return f"about {_duration(longest)}, by {count} restorations measured on this hardware"
 
 
-def _seconds_per_step(job: Job) -> Iterator[float]:
-    """Seconds of a sampler step for one item, in every run folder beside this one and in it."""
+def _seconds_per_step(job: Job) -> Iterator[tuple[str, float]]:
+    """Sampler, and seconds of its step for one item, in every run folder beside this one and in it."""
     for meta_path in sorted(Path(job.experiment.runs_dir).glob("**/meta.json")):
         folder = meta_path.parent
         if (folder / "rows").is_dir() and _hardware(meta_path) == runs.hardware():
-            yield from (row["seconds"] / row["steps"] for row in results.read_rows(folder) if _is_alike(row, job))
+            alike = [row for row in results.read_rows(folder) if _is_alike(row, job)]
+            yield from ((row["sampler"], row["seconds"] / row["steps"]) for row in alike)
 
 
 def _is_alike(row: Row, job: Job) -> bool:

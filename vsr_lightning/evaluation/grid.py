@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vsr_lightning.config import Experiment, Grid, UserError
+from vsr_lightning.config import Experiment, Grid, UserError, check_target
 from vsr_lightning.data.clips import to_video
 from vsr_lightning.degradation.downsample import Downsample
 from vsr_lightning.degradation.frame_mask import frame_mask, observed_frames
@@ -77,6 +77,7 @@ def sampler_sections(experiment: Experiment) -> dict[str, dict[str, Any]]:
     """The samplers of a sweep, by the name that its rows give them: those of `grid.sampler`, else the one."""
     if experiment.grid.sampler:
         return {name: experiment.samplers[name] for name in experiment.grid.sampler}
+    check_target(experiment.sampler, "sampler")
     name = experiment.sampler["target"].rpartition(".")[2].removesuffix("_sample")
     return {name: experiment.sampler}
 
@@ -102,9 +103,9 @@ def _settings(grid: Grid, name: str, section: Mapping[str, Any]) -> list[tuple[s
     """Name, steps and zeta of each way in which a sampler is used."""
     for key in ("steps", "zeta"):
         if not getattr(grid, key) and key not in section:
-            raise UserError(f"sampler.{key}: missing for {name}; give a number, or the list grid.{key}")
+            raise UserError(f"sampler.{key}: missing for {name}; the sweep needs a number, or the list grid.{key}")
     if not grid.zeta and not 0 <= section["zeta"] < math.inf:
-        raise UserError(f"sampler.zeta: {section['zeta']} is negative or not finite")
+        raise UserError(f"sampler.zeta: {section['zeta']} of {name} is negative or not finite")
     zetas = [float(zeta) for zeta in grid.zeta or [section["zeta"]]]
     return [(name, steps, zeta) for steps in grid.steps or [section["steps"]] for zeta in zetas]
 

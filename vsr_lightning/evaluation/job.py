@@ -71,7 +71,10 @@ def prepare(experiment: Experiment) -> Job:
     items = grid_items(experiment.grid, sections, degradation)
     samplers = {name: _sampler(section) for name, section in sections.items()}
     for name, steps in dict.fromkeys((item.sampler, item.steps) for item in items):
-        rehearse(samplers[name], prior.schedule, steps)
+        try:
+            rehearse(samplers[name], prior.schedule, steps)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
     for variant in degradations(experiment.grid, degradation):
         variant.operator(widths(experiment.grid, variant), *prior.video_shape[-2:])
     fixed = _fixed_columns(experiment, datamodule, prior)
@@ -85,7 +88,7 @@ def _sampler(section: Mapping[str, Any]) -> Callable[..., Tensor]:
     """A sampler, its own parameters bound; `steps` and `zeta` come with each item."""
     section = {key: value for key, value in section.items() if key not in ("steps", "zeta")}
     if given := {"prior", "observation", "noise", "on_step"} & section.keys():
-        raise UserError(f"sampler.{min(given)}: is given by the sweep; leave it out")
+        raise UserError(f"{section['target']}: '{min(given)}' is given by the sweep; leave it out")
     return build(section, "sampler")
 
 
@@ -114,11 +117,7 @@ def rehearse(sampler: Callable[..., Tensor], schedule: LinearSchedule, steps: in
 
 def _clips(datamodule: ClipDataModule, experiment: Experiment, prior: Prior) -> Dataset[Tensor]:
     clips = datamodule.held_out_clips(experiment.grid.split)
-    available = len(clips)  # type: ignore[arg-type]
-    if experiment.grid.videos > available:
-        raise UserError(
-            f"grid.videos: {experiment.grid.videos} asked for, the {experiment.grid.split} split has {available}"
-        )
+    check_videos(clips, experiment)
     frames, height, width, channels = clips[0].shape
     if (frames, channels, height, width) != prior.video_shape:
         raise UserError(
@@ -126,6 +125,15 @@ def _clips(datamodule: ClipDataModule, experiment: Experiment, prior: Prior) -> 
             f"the data has {(frames, channels, height, width)}"
         )
     return clips
+
+
+def check_videos(clips: Dataset[Tensor], experiment: Experiment) -> None:
+    """Raise UserError unless there are as many clips as the grid asks for."""
+    available = len(clips)  # type: ignore[arg-type]
+    if experiment.grid.videos > available:
+        raise UserError(
+            f"grid.videos: {experiment.grid.videos} asked for, the {experiment.grid.split} split has {available}"
+        )
 
 
 def _fixed_columns(experiment: Experiment, datamodule: ClipDataModule, prior: Prior) -> Row:

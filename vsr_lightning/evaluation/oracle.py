@@ -20,6 +20,7 @@ from vsr_lightning.data.clips import ClipDataModule, to_video
 from vsr_lightning.degradation.downsample import Downsample
 from vsr_lightning.evaluation import results
 from vsr_lightning.evaluation.grid import Item, frames_of, grid_items, observation_batch, row_maker, sampler_sections
+from vsr_lightning.evaluation.job import check_videos
 from vsr_lightning.inference.known_motion import DigitMixture, fit_digits, sample_with_known_motion
 from vsr_lightning.inference.lit_vsr import observe
 from vsr_lightning.inference.noise import sampler_generator
@@ -36,8 +37,14 @@ def oracle(experiment: Experiment) -> Path:
     clips = datamodule.held_out_clips(experiment.grid.split)
     if not hasattr(clips, "corners"):
         raise UserError(f"data: the motion in {datamodule.clips_name(experiment.grid.split)} is not known")
+    if experiment.grid.observe != "truth":
+        raise UserError("grid.observe: the oracle has no VAE, and sees the clips themselves; leave it out")
+    check_videos(clips, experiment)
+    folder = runs.find_run(experiment, "sweep", {})  # of another sweep, its results would lie beside the wrong ones
     degradation = build(experiment.degradation, "degradation", Downsample)
     items = _items(experiment, degradation)
+    for item in items:  # before minutes of work
+        frames_of(item, len(clips[0]), experiment.seed)
     mixture = fit_digits(datamodule.train_clips().digits[:MAX_DIGITS])
     fixed = {
         "prior": f"mixture of {len(mixture.log_weights)} Gaussians",
@@ -45,7 +52,6 @@ def oracle(experiment: Experiment) -> Path:
         "dataset": datamodule.clips_name(experiment.grid.split),
     }
     rows, means = measure(items, clips, degradation, mixture, fixed)
-    folder = Path(experiment.runs_dir) / experiment.name
     folder.mkdir(parents=True, exist_ok=True)
     results.write_csv(folder / "oracle.csv", results.summarise(rows, means), first=(*results.CONDITION, "n"))
     runs.write_json(folder / "oracle.json", {"command": runs.command_line(), **runs.describe_machine()})

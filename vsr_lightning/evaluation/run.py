@@ -184,7 +184,7 @@ class RowSink(Callback):
 
 
 class SamplingProgress(Callback):
-    """A bar over the sampler steps of the first device, whose share takes as long as every other's.
+    """A bar over the sampler steps of the first device, whose share takes about as long as every other's.
 
     Beside it, the restorations of all devices: their rows on disk since the bar began.
     """

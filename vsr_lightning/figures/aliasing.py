@@ -7,6 +7,7 @@ Shapes: F frames, H W pixels (h w low resolution), C channels. PSNR in dB, width
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,12 @@ from vsr_lightning.figures.reading import (
     of_same_observation,
     read_clips,
     read_ok_rows,
-    read_table,
+    read_oracle,
 )
 from vsr_lightning.files import write_table
 
 METRIC = "psnr_first"
+SETTING = ("prior", "dataset", "seed", "order", "sigma_y", "sampler", "steps", "zeta")
 COLOURS = colormaps["viridis"]
 CONVERGENCE = ("factor", "num_frames", "sharpest", "blurriest", "spread", "difference", "difference_se", "videos")
 
@@ -51,11 +53,20 @@ def make_figures(run_dir: Path) -> list[Path]:
     if pair := sharpest_and_blurriest(clips):
         paths.append(run_dir / "fig4.png")
         save(draw_fig4(*pair), paths[-1])
-    if rows := [row for row in read_ok_rows(run_dir / "results.csv") if row["kernel"] == "gaussian"]:
+    if rows := _of_one_setting(read_ok_rows(run_dir / "results.csv")):
         paths += [run_dir / "fig5.png", run_dir / "convergence.csv"]
-        save(draw_fig5(rows, read_table(run_dir / "oracle.csv")), paths[-2])
+        save(draw_fig5(rows, read_oracle(run_dir / "oracle.csv")), paths[-2])
         write_table(paths[-1], CONVERGENCE, convergence(rows))
     return paths
+
+
+def _of_one_setting(rows: Iterable[Row]) -> list[Row]:
+    """Rows of the Gaussian kernel that differ in factor, width and number of frames alone; of several such, the first.
+
+    Samplers or noises are not to be averaged. The figure's title says which setting it is.
+    """
+    settings = _group((row for row in rows if row["kernel"] == "gaussian"), *map(itemgetter, SETTING))
+    return next(iter(settings.values()), [])
 
 
 # ---------------------------------------------------------------------------------------- statistics
@@ -127,16 +138,17 @@ def draw_fig5(rows: Sequence[Row], oracle: Sequence[Row] = ()) -> Figure:
     colours = {width: COLOURS(0.9 * place / max(1, len(widths) - 1)) for place, width in enumerate(widths)}
     figure = Figure(figsize=(6.8 * len(by_factor), 4.8), layout="constrained")
     panels = figure.subplots(1, len(by_factor), squeeze=False, sharey=True)[0]
+    dotted = ""
     for axes, ((factor,), group) in zip(panels, sorted(by_factor.items()), strict=True):
         for (width,), of_width in sorted(_group(group, _width).items()):
             draw_curve(axes, curve(of_width, METRIC), rf"$\sigma_h$ {short(width)} px", colours[width], marker="o")
             alike = [row for row in of_same_observation(oracle, of_width[0]) if row["order"] == of_width[0]["order"]]
             if points := sorted((_num_frames(row), float(row[METRIC])) for row in alike):
+                dotted = "; dotted: an oracle that is told the motion"
                 axes.plot(*zip(*points, strict=True), color=colours[width], linestyle=":", linewidth=1.4)
         axes.set_title(f"{factor}×", fontsize=10)
         against_frames(axes, legend_columns=6)
     panels[0].set_ylabel("PSNR of the first frame (dB)")
-    dotted = "; dotted: an oracle that is told the motion" if oracle else ""
     figure.suptitle(f"{_title(rows[0])}\n{counts(rows)}{dotted}", fontsize=10)
     return figure
 

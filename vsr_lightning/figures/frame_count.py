@@ -39,7 +39,7 @@ from vsr_lightning.figures.reading import (
     of_same_observation,
     read_clips,
     read_ok_rows,
-    read_table,
+    read_oracle,
 )
 from vsr_lightning.files import write_table
 
@@ -86,7 +86,7 @@ def fig3(run_dir: Path, path: Path) -> None:
     Beside it, where `oracle.csv` is there, what an oracle reaches that is told the motion.
     """
     run_dir = Path(run_dir)
-    save(draw_fig3(read_ok_rows(run_dir / "results.csv"), read_table(run_dir / "oracle.csv")), path)
+    save(draw_fig3(read_ok_rows(run_dir / "results.csv"), read_oracle(run_dir / "oracle.csv")), path)
 
 
 def _setting(row: Row) -> tuple:

@@ -20,7 +20,7 @@ Row = Mapping[str, Any]
 REMAKE = "repeat the sweep's command, which makes it anew, or remove the file"  # of a file that is damaged
 NUMBERS = ("video", "factor", "num_frames", "sigma_h", "sigma_y", "steps", "zeta", "seed")
 TEXTS = ("kernel", "order", "sampler", "prior", "dataset")
-SCORES = ("psnr", "ssim", "temporal_error")  # how columns of scores begin; they may be empty
+SCORES = ("psnr", "ssim", "temporal_error", "seconds")  # how measured columns begin; they may be empty
 CLIP_ARRAYS = ("observed", "restored", "truth", "frames", "bicubic")
 
 
@@ -46,6 +46,14 @@ def read_means(path: Path) -> list[dict[str, str]]:
     return rows
 
 
+def read_oracle(path: Path) -> list[dict[str, str]]:
+    """Conditions of `oracle.csv`, cells as text; none if there is no file. Raises DamagedFile."""
+    rows = read_table(path)
+    with files.reading(path, REMAKE.replace("sweep's", "oracle's")):
+        _check_cells(rows, numbers=(*NUMBERS[1:], "psnr_first"))  # a condition has no video
+    return rows
+
+
 def _check_cells(rows: Iterable[Row], numbers: Iterable[str]) -> None:
     """Raise KeyError or ValueError unless rows say what they were measured under, and numbers can be read as such."""
     for row in rows:
@@ -58,7 +66,7 @@ def _check_cells(rows: Iterable[Row], numbers: Iterable[str]) -> None:
 
 def of_same_observation(rows: Iterable[Row], like: Row) -> list[Row]:
     """Those rows whose clips were degraded as those of the row `like`, whatever frames were observed of them."""
-    columns = ("dataset", "factor", "kernel", "sigma_h", "sigma_y")
+    columns = ("dataset", "seed", "factor", "kernel", "sigma_h", "sigma_y")
     return [row for row in rows if all(str(row[column]) == str(like[column]) for column in columns)]
 
 

@@ -1,29 +1,35 @@
 """Samplers compared: PSNR against the guidance scale and against seconds, and what each loses to the longest run.
 
-Made from `results.csv` and `means.csv` of a run folder. A setting is a sampler with its steps and zeta; settings share
-clips, degradation and sensor noise, so they are compared in pairs. PSNR in dB, seconds for one restoration.
+Made from `results.csv` and `means.csv` of a run folder. A setting is a sampler with its steps and zeta; under one
+observation (operator, noise and frames seen) settings share clips and sensor noise, so they are compared in pairs.
+PSNR in dB, seconds for one restoration.
 """
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from vsr_lightning.figures.drawing import counts, operator, plural, save, short, source
-from vsr_lightning.figures.reading import Row, mean_and_error, read_ok_rows, read_table
+from vsr_lightning.figures.reading import Row, mean_and_error, read_means, read_ok_rows
 from vsr_lightning.files import write_table
 
 METRIC = "psnr_first"
+OBSERVATION = ("factor", "kernel", "num_frames", "order", "sigma_h", "sigma_y")
 COLUMNS = (
-    *("sampler", "steps", "zeta", "seconds", METRIC, f"{METRIC}_se", f"{METRIC}_of_mean"),
+    *(*OBSERVATION, "sampler", "steps", "zeta", "seconds", METRIC, f"{METRIC}_se", f"{METRIC}_of_mean"),
     *("difference", "difference_se", "videos"),
 )
 COLOURS = colormaps["tab10"]
 MARKERS = "osD^vPX*"
+Line = Mapping[str, Any]  # of the table that `compare` makes
 
 
 class Setting(NamedTuple):
@@ -40,7 +46,7 @@ def make_figures(run_dir: Path) -> list[Path]:
     rows = read_ok_rows(run_dir / "results.csv")
     if not rows:
         return []
-    table = compare(rows, read_table(run_dir / "means.csv"))
+    table = compare(rows, read_means(run_dir / "means.csv"))
     paths = [run_dir / "samplers.png", run_dir / "samplers.csv"]
     save(draw(table, rows), paths[0])
     write_table(paths[1], COLUMNS, table)
@@ -51,31 +57,51 @@ def make_figures(run_dir: Path) -> list[Path]:
 
 
 def compare(rows: Iterable[Row], means: Iterable[Row] = ()) -> list[dict[str, Any]]:
-    """A line for each setting, with the columns COLUMNS, in the order of sampler, steps and zeta.
+    """A line for each observation and setting, with the columns COLUMNS.
 
-    `difference` is the setting minus the reference, paired by video, noise instance and condition, with its standard
-    error over videos (nan for a single video). The reference is the best of the settings with the most steps.
+    `seconds` is the median of a sampler's restorations with so many steps, whatever zeta: start-up and a last batch
+    that is not full weigh on a few. `difference` is the setting minus the reference, paired by video and noise
+    instance, with its standard error over videos (nan for a single video, or without a pair). The reference is the best
+    of the settings with the most steps.
     """
-    by_setting: dict[Setting, list[Row]] = defaultdict(list)
-    for row in rows:
-        by_setting[setting_of(row)].append(row)
-    of_mean: dict[Setting, list[Row]] = defaultdict(list)
-    for row in means:
-        of_mean[setting_of(row)].append(row)
+    of_mean = _group((row for row in means if row.get(f"{METRIC}_of_mean")), observation_of)
+    return [
+        dict(zip(OBSERVATION, observation, strict=True)) | line
+        for observation, group in sorted(_group(rows, observation_of).items())
+        for line in _compare_settings(group, of_mean.get(observation, []))
+    ]
+
+
+def _compare_settings(rows: Iterable[Row], means: Iterable[Row]) -> list[dict[str, Any]]:
+    by_setting, of_mean = _group(rows, setting_of), _group(means, setting_of)
     reference = by_setting[_reference(by_setting)]
+    seconds: dict[tuple, list[float]] = defaultdict(list)
+    for setting, group in by_setting.items():
+        seconds[setting[:2]] += [float(row["seconds"]) for row in group]
     lines = []
     for setting, group in sorted(by_setting.items()):
         score, error, videos = _mean(group, METRIC)
-        difference, difference_error, _ = mean_and_error(_differences(group, reference))
-        joint = _mean(of_mean[setting], f"{METRIC}_of_mean")[0] if of_mean[setting] else ""
-        seconds = _mean(group, "seconds")[0]
-        values = (*setting, seconds, score, error, joint, difference, difference_error, videos)
-        lines.append(dict(zip(COLUMNS, values, strict=True)))
+        pairs = _differences(group, reference)
+        difference, difference_error, _ = mean_and_error(pairs) if pairs else (math.nan, math.nan, 0)
+        joint = _mean(of_mean[setting], f"{METRIC}_of_mean")[0] if setting in of_mean else None
+        values = (*setting, median(seconds[setting[:2]]), score, error, joint, difference, difference_error, videos)
+        lines.append(dict(zip(COLUMNS[len(OBSERVATION) :], values, strict=True)))
     return lines
+
+
+def observation_of(row: Row) -> tuple:
+    return tuple(row[name] if name in ("kernel", "order") else float(row[name]) for name in OBSERVATION)
 
 
 def setting_of(row: Row) -> Setting:
     return Setting(str(row["sampler"]), int(row["steps"]), float(row["zeta"]))
+
+
+def _group(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
+    groups: dict[Any, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[key(row)].append(row)
+    return dict(groups)
 
 
 def _reference(by_setting: Mapping[Setting, Sequence[Row]]) -> Setting:
@@ -88,69 +114,80 @@ def _mean(rows: Iterable[Row], column: str) -> tuple[float, float, int]:
 
 def _differences(rows: Iterable[Row], reference: Iterable[Row]) -> list[tuple[str, float]]:
     """(video, difference in METRIC) of the items that both have."""
-    there = {_item(row): float(row[METRIC]) for row in reference}
-    return [(row["video"], float(row[METRIC]) - there[_item(row)]) for row in rows if _item(row) in there]
-
-
-def _item(row: Row) -> tuple:
-    columns = ("video", "noise", "factor", "kernel", "num_frames", "order", "sigma_h", "sigma_y")
-    return tuple(row[column] for column in columns)
+    there = {(row["video"], row["noise"]): float(row[METRIC]) for row in reference}
+    items = [(row["video"], row["noise"], float(row[METRIC])) for row in rows]
+    return [(video, score - there[video, noise]) for video, noise, score in items if (video, noise) in there]
 
 
 # --------------------------------------------------------------------------------------------- drawing
 
 
-def draw(table: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> Figure:
-    """On the left PSNR against zeta, on the right, with the best zeta of each number of steps, against seconds."""
-    figure = Figure(figsize=(13.6, 4.8), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    samplers = list(dict.fromkeys(line["sampler"] for line in table))
-    for place, sampler in enumerate(samplers):
-        lines = [line for line in table if line["sampler"] == sampler]
-        style = {"color": COLOURS(place % 10), "marker": MARKERS[place % len(MARKERS)]}
-        _draw_against_zeta(left, lines, style)
-        _draw_against_seconds(right, lines, style)
-    left.set_xlabel("guidance scale $\\zeta$")
-    left.set_ylabel("PSNR of the first frame (dB)")
-    right.set_xlabel("seconds a restoration; the number of steps beside it")
-    for axes in (left, right):
-        axes.set_xscale("log")
-        axes.grid(alpha=0.3, linewidth=0.6)
-    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    first = rows[0]
-    figure.suptitle(
-        f"{source(first)}, {operator(first)}, $\\sigma_y$ {short(first['sigma_y'])}, "
-        f"{plural(int(first['num_frames']), 'frame')} observed\n{counts(rows)}",
-        fontsize=10,
-    )
+def draw(table: Sequence[Line], rows: Sequence[Row]) -> Figure:
+    """A pair of panels for each observation: PSNR against zeta; and, at each sampler's best zeta, against seconds."""
+    by_observation, samplers = _group(table, observation_of), list(dict.fromkeys(line["sampler"] for line in table))
+    figure = Figure(figsize=(13.6, 0.8 + 4.2 * len(by_observation)), layout="constrained")
+    panels = figure.subplots(len(by_observation), 2, squeeze=False, sharey="row")
+    for (left, right), lines in zip(panels, by_observation.values(), strict=True):
+        for place, sampler in enumerate(samplers):
+            if of_sampler := [line for line in lines if line["sampler"] == sampler]:
+                style = {"color": COLOURS(place % 10), "marker": MARKERS[place % len(MARKERS)]}
+                # Side by side, or equal settings would hide each other.
+                _draw_against_zeta(left, of_sampler, 1.02 ** (place - (len(samplers) - 1) / 2), style)
+                _draw_against_seconds(right, of_sampler, style)
+        _label_zetas(left, sorted({line["zeta"] for line in lines}))
+        left.set_title(_observation_title(lines[0]), fontsize=10)
+        left.set_ylabel("PSNR of the first frame (dB)")
+        right.set_xscale("log")
+        for axes in (left, right):
+            axes.grid(alpha=0.3, linewidth=0.6)
+    panels[-1, 0].set_xlabel("guidance scale $\\zeta$; the darker, the more steps")
+    panels[-1, 1].set_xlabel("seconds a restoration, at the best $\\zeta$; beside it the number of steps")
+    figure.legend(*_legend(panels.flat), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.suptitle(f"{source(rows[0])}; {counts(rows)}", fontsize=10)
     return figure
 
 
-def _draw_against_zeta(axes: Axes, lines: Sequence[Mapping[str, Any]], style: dict[str, Any]) -> None:
+def _legend(panels: Iterable[Axes]) -> tuple[list[Any], list[str]]:
+    """One entry for each sampler, in whatever panel it is."""
+    entries: dict[str, Any] = {}
+    for axes in panels:
+        handles, labels = axes.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
+    return list(entries.values()), list(entries)
+
+
+def _observation_title(line: Line) -> str:
+    seen = f"{plural(int(line['num_frames']), 'frame')} observed in {line['order']} order"
+    return f"{operator(line)}, $\\sigma_y$ {short(line['sigma_y'])}, {seen}"
+
+
+def _label_zetas(axes: Axes, zetas: Sequence[float]) -> None:
+    axes.set_xscale("symlog" if 0 in zetas else "log")
+    axes.set_xticks(zetas, [short(zeta) for zeta in zetas])
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _draw_against_zeta(axes: Axes, lines: Sequence[Line], aside: float, style: dict[str, Any]) -> None:
     """A curve for each number of steps, the more the darker."""
     numbers = sorted({line["steps"] for line in lines})
     for place, steps in enumerate(numbers):
         points = [line for line in lines if line["steps"] == steps]
-        faint = 0.4 + 0.6 * (place + 1) / len(numbers)
-        _errorbar(axes, [line["zeta"] for line in points], points, alpha=faint, **style)
-        axes.annotate(
-            str(steps), (points[-1]["zeta"], points[-1][METRIC]), (4, 0), textcoords="offset points", fontsize=8
-        )
+        darkness = 0.4 + 0.6 * (place + 1) / len(numbers)
+        _errorbar(axes, [aside * line["zeta"] for line in points], points, alpha=darkness, **style)
 
 
-def _draw_against_seconds(axes: Axes, lines: Sequence[Mapping[str, Any]], style: dict[str, Any]) -> None:
-    best: dict[int, Mapping[str, Any]] = {}
+def _draw_against_seconds(axes: Axes, lines: Sequence[Line], style: dict[str, Any]) -> None:
+    best: dict[int, Line] = {}
     for line in lines:
         if line["steps"] not in best or line[METRIC] > best[line["steps"]][METRIC]:
             best[line["steps"]] = line
     points = sorted(best.values(), key=lambda line: line["seconds"])
     _errorbar(axes, [line["seconds"] for line in points], points, label=str(lines[0]["sampler"]), **style)
     for line in points:
-        axes.annotate(
-            str(line["steps"]), (line["seconds"], line[METRIC]), (5, 4), textcoords="offset points", fontsize=8
-        )
+        place = line["seconds"], line[METRIC]
+        axes.annotate(str(line["steps"]), place, (5, 4), textcoords="offset points", fontsize=8, color=style["color"])
 
 
-def _errorbar(axes: Axes, x: Sequence[float], points: Sequence[Mapping[str, Any]], **style: Any) -> None:
+def _errorbar(axes: Axes, x: Sequence[float], points: Sequence[Line], **style: Any) -> None:
     scores, errors = [line[METRIC] for line in points], [line[f"{METRIC}_se"] for line in points]
     axes.errorbar(x, scores, yerr=errors, markersize=4.5, linewidth=1.6, capsize=2.5, **style)

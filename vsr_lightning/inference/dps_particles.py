@@ -55,8 +55,9 @@ def dps_particles_sample(
     for index, step in enumerate(prior.schedule.respaced(steps, start=start)):
         # One after the other: the batch shape, and so the compiled networks, stay the same.
         guesses = [estimate(prior, observation, z, step) for z in z_t]
+        residuals = torch.stack([guess.residual for guess in guesses]).nan_to_num(nan=torch.inf)
         if step.t <= last_together and len(guesses) > 1:
-            best = torch.stack([guess.residual for guess in guesses]).nan_to_num(torch.inf).argmin(dim=0)
+            best = residuals.argmin(dim=0)
             z_t, guesses = [_choose(z_t, best)], [_best_estimate(guesses, best)]
         moves = [polyak_move(guess, observation.noise_norm, zeta, max_move) for guess in guesses]
         z_t = [
@@ -64,7 +65,7 @@ def dps_particles_sample(
             for z, guess, move in zip(z_t, guesses, moves, strict=True)
         ]
         if on_step is not None:
-            on_step(index, step, torch.stack([guess.residual for guess in guesses]).amin(dim=0))
+            on_step(index, step, residuals.amin(dim=0))  # not finite only if no particle is
     return guesses[0].x_hat
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vsr_lightning.config import UserError
 from vsr_lightning.inference.dps import Observation
 from vsr_lightning.models.prior import Prior
 from vsr_lightning.models.schedule import Step
@@ -48,7 +49,12 @@ def polyak_move(estimate: Estimate, noise_norm: Tensor, zeta: Tensor, max_move: 
         noise_norm, zeta: one for each sample, (B,); zeta may be one number.
         max_move: largest root mean square of the step, in standard deviations of the latent: near pure noise the
             gradient says little, and Polyak's step would be huge.
+
+    Raises:
+        UserError: `max_move` is negative.
     """
+    if not max_move >= 0:
+        raise UserError(f"sampler.max_move: {max_move} is not at least 0")
     gradient = estimate.gradient
     slope = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
     misfit = (estimate.residual - noise_norm).clamp_min(0)

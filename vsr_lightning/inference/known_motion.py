@@ -77,8 +77,8 @@ def sample_with_known_motion(
 ) -> Tensor:
     """One posterior sample of a clip, (F, H, W), by Gibbs sampling (Geman & Geman 1984).
 
-    In turn it draws which component each digit is of, the digits integrated out; then both digits together; then
-    which of them is in front where they overlap, as the brighter one.
+    In turn it draws which component each digit is of, the digits integrated out, and then both digits together. Where
+    they overlap the brighter one is taken to be in front until the next turn; that is set, not drawn.
 
     Args:
         y: observation (F, h, w).
@@ -97,7 +97,7 @@ def sample_with_known_motion(
         designs = [_design(A, corners[i, frames], visible[i, frames], side) for i in range(2)]
         # What lies outside the basis is noise, too.
         variance = sigma**2 + mixture.remainder * torch.cat(designs, dim=1).square().sum(dim=1)
-        scale = variance.rsqrt()[:, None]
+        scale = variance.clamp_min(1e-12).rsqrt()[:, None]  # without sensor noise, none where no digit reaches
         G = scale * torch.cat([design @ mixture.basis for design in designs], dim=1)  # (n, 2 D)
         rest = scale[:, 0] * (seen - torch.cat(designs, dim=1) @ mixture.centre.repeat(2))
         information, gain = G.T @ G, G.T @ rest

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.optim import AdamW, Optimizer
 
-from vsr_lightning.config import Training, UserError
+from vsr_lightning.config import Training
 from vsr_lightning.training.muon import MuonWithAdamW, block_matrices
 
 
@@ -28,14 +28,8 @@ class LitNetwork(L.LightningModule):
 
 
 def configure_optimizer(module: L.LightningModule, training: Training) -> Any:
-    """Linear warm-up, constant, linear decay to zero over the last `decay_steps`. Vectors do not decay.
-
-    Raises:
-        UserError: Muon for a network that has no blocks of linear layers.
-    """
+    """Linear warm-up, constant, linear decay to zero over the last `decay_steps`. Vectors do not decay."""
     matrices = block_matrices(module) if training.optimizer == "muon" else []
-    if training.optimizer == "muon" and not matrices:
-        raise UserError("training.optimizer: 'muon' is for the DiT, whose blocks have matrices; use 'adamw'")
     chosen = {id(matrix) for matrix in matrices}
     parameters = [p for p in module.parameters() if p.requires_grad and id(p) not in chosen]
     groups = [
