@@ -8,6 +8,7 @@ import csv
 import errno
 import fcntl
 import glob
+import hashlib
 import io
 import os
 import shutil
@@ -20,6 +21,10 @@ from typing import IO, Any
 from vsr_lightning.config import UserError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, or more than this user or process may have
+
+HDF5_BEGINS = b"\x89HDF"
+SEAL_BEGINS = b"sha256 "
+SEAL_SIZE = 512  # the smallest "user block", which HDF5 leaves alone
 
 
 class DamagedFile(UserError):
@@ -139,6 +144,25 @@ def reading(path: Path, way_out: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.filename:
             raise
         raise DamagedFile(f"{path}: cannot be read ({error.__class__.__name__}); {way_out}") from error
+
+
+def seal(content: bytes) -> bytes:
+    """An HDF5 file with its own SHA-256 in the block before it, if it was made with SEAL_SIZE bytes for that."""
+    return content if content.startswith(HDF5_BEGINS) else _seal(content).ljust(SEAL_SIZE, b"\0") + content[SEAL_SIZE:]
+
+
+def check_seal(path: Path) -> None:
+    """Raise ValueError if an HDF5 file is not what was sealed; older files have no seal.
+
+    HDF5 itself has checksums of arrays alone: of other damage it shows wrong names or black pictures, or never returns.
+    """
+    content = path.read_bytes()
+    if content.startswith(SEAL_BEGINS) and not content.startswith(_seal(content)):
+        raise ValueError("the content has changed since it was written")
+
+
+def _seal(content: bytes) -> bytes:
+    return SEAL_BEGINS + hashlib.sha256(memoryview(content)[SEAL_SIZE:]).hexdigest().encode()
 
 
 def read_table(path: Path, way_out: str) -> list[dict[str, str]]:

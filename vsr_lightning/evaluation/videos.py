@@ -122,10 +122,10 @@ def _h5_file(path: Path, content: bytes = b"") -> Iterator[h5py.File]:
     In memory until then: HDF5 crashes the process when the disk is full.
     """
     buffer = io.BytesIO(content)
-    with h5py.File(buffer, "a") as file:
+    with h5py.File(buffer, "a") if content else h5py.File(buffer, "w", userblock_size=files.SEAL_SIZE) as file:
         yield file
     with files.replacing(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+        temporary.write_bytes(files.seal(buffer.getvalue()))
 
 
 def _replace_group(file: h5py.File, key: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
@@ -185,16 +185,18 @@ def read_clip_file(path: Path) -> list[Row]:
     Each is the condition's columns and `video`, `observed` uint8 (F, h, w, C), `restored`, `truth` and, where it was
     kept, `bicubic` uint8 (F, H, W, C), and `frames`, the observed indices from 0.
     """
-    with files.reading(path, COUNTS_AS_MISSING), h5py.File(path, "r") as file:
-        clips = [_read_clip(name, group) for name, group in file.items()]
+    with files.reading(path, COUNTS_AS_MISSING):
+        files.check_seal(path)
+        with h5py.File(path, "r") as file:
+            clips = [_read_clip(name, group) for name, group in file.items()]
     return sorted(clips, key=lambda clip: sortable(video_key(clip)))
 
 
 def _read_clip(name: str, group: h5py.Group) -> Row:
-    """Raises KeyError or ValueError if something is missing or contradicts the group's name."""
+    """Raises KeyError or ValueError if something is missing or, in a file without a seal, contradicts its name."""
     key = {column: normalise(value) for column, value in group.attrs.items()}
     if name != _group_name({column: key[column] for column in CLIP if column in key}):
-        raise ValueError("HDF5 has checksums of the arrays alone, not of what they are of")
+        raise ValueError("the clip of another condition than its name says")
     arrays = {array: group[array][()] for array in CLIP_ARRAYS if array in group or array != "bicubic"}
     return {"video": 0} | key | arrays | {"frames": group["frames"][()].tolist()}
 

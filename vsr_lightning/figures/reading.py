@@ -76,13 +76,15 @@ def read_clips(path: Path) -> list[dict[str, Any]]:
     `observed` is uint8 (F, h, w, C), `restored` and `truth` are uint8 (F, H, W, C), `frames` holds the observed
     indices. Older files lack `bicubic` (F, H, W, C), and `video`, which was 0. Raises DamagedFile.
     """
-    with files.reading(path, REMAKE), h5py.File(path, "r") as file:
-        clips = [
-            {"video": 0}
-            | dict(group.attrs)
-            | {name: group[name][()] for name in CLIP_ARRAYS if name in group or name != "bicubic"}
-            for group in file.values()
-        ]
+    with files.reading(path, REMAKE):
+        files.check_seal(path)
+        with h5py.File(path, "r") as file:
+            clips = [
+                {"video": 0}
+                | dict(group.attrs)
+                | {name: group[name][()] for name in CLIP_ARRAYS if name in group or name != "bicubic"}
+                for group in file.values()
+            ]
         _check_cells(clips, numbers=NUMBERS)
     return clips
 
