@@ -33,7 +33,8 @@ class DigitMixture:
 def fit_digits(digits: np.ndarray, components: int = 100, dimensions: int = 80, seed: int = 0) -> DigitMixture:
     """Fit the mixture to digits, uint8 (N, height, width), by variational Bayes (Bishop 2006, section 10.2).
 
-    Its prior keeps the covariance of a component that holds few digits near that of all digits.
+    Its prior gives a component that holds few digits 0.3 of the covariance of all digits: clusters are tighter than the
+    whole. Held-out digits were likelier than under weaker priors or more components.
     """
     from sklearn.decomposition import PCA
     from sklearn.exceptions import ConvergenceWarning
@@ -113,7 +114,8 @@ def sample_with_known_motion(
 def _hidden(layers: Tensor, i: int) -> Tensor:
     """Where digit i is behind the other one, (F, H, W). Where one is dark, maximum and sum are the same."""
     own, other = layers[i], layers[1 - i]
-    return (other > own) & (own > LIT)
+    behind = other > own if i == 0 else other >= own  # of equals the first is in front
+    return behind & (own > LIT)
 
 
 def _design(A: tuple[Tensor, Tensor], corners: Tensor, visible: Tensor, side: int) -> Tensor:
