@@ -11,6 +11,7 @@ from PIL import Image
 from vsr_lightning.evaluation.results import RowWriter, write_tables
 from vsr_lightning.evaluation.videos import ClipWriter, merge_clips
 from vsr_lightning.figures.aliasing import convergence, draw_fig4, draw_fig5, make_figures, sharpest_and_blurriest
+from vsr_lightning.figures.reading import read_ok_rows
 
 
 def item(factor, num_frames, sigma_h, video, noise, psnr):
@@ -92,3 +93,15 @@ def test_figures_are_written_where_their_data_is(run_dir, tmp_path_factory):
         assert Image.open(run_dir / name).width > 400
     (run_dir / "clips.h5").unlink()
     assert [path.name for path in make_figures(run_dir)] == ["fig5.png", "convergence.csv"]
+
+
+def test_fig5_dots_what_the_oracle_reaches_under_the_same_observation(run_dir):
+    rows = read_ok_rows(run_dir / "results.csv")
+    like = next(row for row in rows if row["kernel"] == "gaussian")
+    oracle = [{**like, "sampler": "known_motion", "num_frames": n, "psnr_first": 20 + n} for n in (10, 1)]
+    dotted = [line for line in draw_fig5(rows, oracle).axes[0].lines if line.get_linestyle() == ":"]
+    assert [line.get_xydata().tolist() for line in dotted] == [[[1, 21], [10, 30]]]
+    for other in ({"sigma_h": "77"}, {"order": "random"}, {"seed": "5"}):
+        figure = draw_fig5(rows, [{**row, **other} for row in oracle])
+        assert not [line for line in figure.axes[0].lines if line.get_linestyle() == ":"]
+        assert "oracle" not in figure.get_suptitle()

@@ -346,6 +346,13 @@ def test_bad_input_is_told_before_anything_is_written(override, message, tiny_pr
     assert not (tmp_path / "runs").exists()
 
 
+def test_what_is_no_sampler_is_told(tiny_prior, tmp_path):
+    unguided = "sampler={target: vsr_lightning.inference.ancestral.ancestral_sample}"
+    with pytest.raises(UserError, match="ancestral: target: cannot be called as a sampler"):
+        sweep(experiment(tiny_prior, tmp_path / "runs", unguided, "grid.steps=[2]", "grid.zeta=[1]"))
+    assert not (tmp_path / "runs").exists()
+
+
 def test_other_clips_under_the_same_name_are_refused(tiny_rgb_prior, tmp_path):
     """Made anew from another archive, a store has the name and the settings of the old one."""
 

@@ -204,5 +204,9 @@ def test_which_samplers_a_sweep_has():
     assert sampler_sections(experiment) == {"mine": experiment.samplers["mine"]}
     with pytest.raises(UserError, match="grid.sampler: 'mind' is not in samplers; did you mean 'mine'"):
         load_config(SWEEP, [named, "grid.sampler=[mind]"])
+    del experiment.grid.sampler[0]
+    experiment.sampler.clear()
+    with pytest.raises(UserError, match="grid.sampler: name the samplers to compare, of mine"):
+        sampler_sections(experiment)
     with pytest.raises(UserError, match="samplers.mine.zeal: .* no such parameter"):
         load_config(SWEEP, [named, "samplers.mine.zeal=3"])

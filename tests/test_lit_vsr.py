@@ -271,3 +271,15 @@ def test_numbers_of_frames_that_the_prior_does_not_have(prior, number):
     check_frames(prior, [1, 10])
     with pytest.raises(UserError, match=rf"grid\.num_frames: {number} .*10"):
         check_frames(prior, [1, number])
+
+
+def test_compilation_is_no_sampling_time(prior, monkeypatch):
+    """Compiled networks are run once before the clock starts, and only before the first batch."""
+    monkeypatch.setattr(nn.Module, "compile", lambda module, **options: None)
+    evaluated = []
+    monkeypatch.setattr(prior.dit, "forward", lambda z_t, t: evaluated.append(len(z_t)) or torch.zeros_like(z_t))
+    batch = make_batch(prior, [0, 1])
+    module = make_module(prior, sampler=answer_with(batch.x))  # needs no network
+    module.compile_networks()
+    predict(module, batch, batch)
+    assert evaluated == [2]

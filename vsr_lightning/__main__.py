@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {where}{error.strerror or error}{way_out}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        again = "starts again" if options.command == "data" else "goes on from what is on disk"
+        again = "starts again" if options.command in ("data", "oracle") else "goes on from what is on disk"
         print(f"interrupted; the same command {again}", file=sys.stderr)
         return 130
     return 0

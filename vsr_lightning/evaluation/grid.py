@@ -77,6 +77,8 @@ def sampler_sections(experiment: Experiment) -> dict[str, dict[str, Any]]:
     """The samplers of a sweep, by the name that its rows give them: those of `grid.sampler`, else the one."""
     if experiment.grid.sampler:
         return {name: experiment.samplers[name] for name in experiment.grid.sampler}
+    if experiment.samplers and not experiment.sampler:
+        raise UserError(f"grid.sampler: name the samplers to compare, of {', '.join(experiment.samplers)}")
     check_target(experiment.sampler, "sampler")
     name = experiment.sampler["target"].rpartition(".")[2].removesuffix("_sample")
     return {name: experiment.sampler}

@@ -95,8 +95,13 @@ def _sampler(section: Mapping[str, Any]) -> Callable[..., Tensor]:
 class _OneNumber:
     """The least prior: a video is one number, and all of it is noise."""
 
+    latent_shape = video_shape = (1, 1, 1, 1)
+
     def __init__(self, schedule: LinearSchedule) -> None:
         self.schedule = schedule
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x
 
     def eps(self, z_t: Tensor, t: Tensor) -> Tensor:
         return z_t
@@ -108,11 +113,14 @@ class _OneNumber:
 def rehearse(sampler: Callable[..., Tensor], schedule: LinearSchedule, steps: int) -> None:
     """Run a sampler on a prior that costs nothing: what its parameters contradict is told before a run begins.
 
-    Raises UserError, as the sampler does.
+    Raises UserError, as the sampler does, or if it is no sampler.
     """
     number = torch.ones(1, 1, 1, 1, 1)
     observation = Observation(number, lambda x: x, torch.zeros(1))
-    sampler(_OneNumber(schedule), observation, lambda: number, steps=steps, zeta=0.0)
+    try:
+        sampler(_OneNumber(schedule), observation, lambda: number, steps=steps, zeta=0.0, on_step=None)
+    except TypeError as error:
+        raise UserError(f"target: cannot be called as a sampler ({error})") from error
 
 
 def _clips(datamodule: ClipDataModule, experiment: Experiment, prior: Prior) -> Dataset[Tensor]:

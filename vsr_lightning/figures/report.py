@@ -27,8 +27,11 @@ TEMPLATES = Path(__file__).parent
 CAPTIONS = {
     "fig2": "Restorations of one video beside what was observed of it and the truth",
     "fig3": "PSNR of the first frame against the number of observed frames",
+    "fig4": "A video and its observations with the least and the most blur before decimation",
+    "fig5": "PSNR of the first frame against the number of observed frames, by blur width",
     "fig6": "Restorations of single frames beside the baseline, the truth, and the errors of both",
     "fig7": "Restorations of videos beside what was observed of them and the truth",
+    "samplers": "PSNR of the first frame against the guidance scale and against seconds, by sampler",
 }
 
 

@@ -12,6 +12,9 @@ TABLES = {
     "summary": "By condition",
     "table1": "Methods compared",
     "paired": "Random minus sequential order, paired by video and noise instance",
+    "convergence": "How far apart the blur widths are",
+    "samplers": "Samplers compared, paired by video and noise instance",
+    "oracle": "What an oracle reaches that is told the motion",
     "means": "Mean over noise instances, by video and condition",
 }
 FOLDED_TABLES = ("means",)

@@ -1,7 +1,7 @@
 """Posterior sampling with a second-order solver: DPM-Solver++(2M) and its stochastic kind, with Polyak's step size.
 
 A step goes along a line through this and the last estimate of z_0 instead of along this one alone (Lu et al. 2022,
-"DPM-Solver++", Algorithm 2 and Eq. 18 of its appendix on the SDE), so fewer steps follow the same path.
+"DPM-Solver++": 2M, and for the reverse SDE SDE-DPM-Solver++(2M)), so fewer steps follow the same path.
 """
 
 import math

@@ -30,9 +30,10 @@ def dps_particles_sample(
     max_move: float = 0.3,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Restore videos from their observation: one sample each, (B, F, C, H, W).
+    """Restore videos from their observation, (B, F, C, H, W): of each the best of several samples, at one noise level.
 
-    Each particle takes the steps of `dps_polyak_sample`. A step with K particles costs as much as K steps.
+    So it is no draw from the posterior: it leans to what fits. Each particle takes the steps of `dps_polyak_sample`. A
+    step with K particles costs as much as K steps.
 
     Args:
         noise: draws (B, F, c, h, w), sample by sample from its own stream.

@@ -1,7 +1,7 @@
 """Posterior sampling that goes back: noise is added and removed again, guided, before the last details are drawn.
 
 What a sample has settled on at high noise, where guidance knows least, a single descent never takes back. Going up
-again does (Restart, Xu et al. 2023, Algorithm 1; RePaint, Lugmayr et al. 2022).
+again does (Restart, Xu et al. 2023, which descends without noise; RePaint, Lugmayr et al. 2022, with noise, as here).
 """
 
 from collections.abc import Callable

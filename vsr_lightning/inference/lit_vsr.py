@@ -12,6 +12,7 @@ from vsr_lightning.config import UserError
 from vsr_lightning.degradation.downsample import Downsample, SeparableOperator, upsample_bicubic
 from vsr_lightning.degradation.frame_mask import mask_frames
 from vsr_lightning.inference.dps import Observation
+from vsr_lightning.inference.guidance import estimate
 from vsr_lightning.inference.noise import SampleKey, SamplerNoise, sensor_noise
 from vsr_lightning.metrics import scores
 from vsr_lightning.models.prior import Prior
@@ -66,13 +67,17 @@ class LitVSR(L.LightningModule):
         self.prior, self.degradation, self.samplers = prior, degradation, samplers
         self.observe_reconstruction = observe_reconstruction
         self.on_step: Callable[[], None] | None = None
+        self._cold = False  # compiled, but not run yet
 
     def compile_networks(self) -> None:
         """Compile the two networks that every step differentiates. Pays for jobs of more than some minutes."""
         self.prior.dit.compile(dynamic=False)
         self.prior.vae.decoder.compile(dynamic=False)
+        self._cold = True
 
     def predict_step(self, batch: ObservationBatch, batch_idx: int) -> Restoration:
+        if self._cold:  # compilation is no sampling time
+            self._warm_up(len(batch.x), batch.x.device)
         started = time.perf_counter()
         degradation = replace(self.degradation, factor=batch.factor, kernel=batch.kernel)
         operator = degradation.operator(batch.sigma_h, batch.x.shape[-2], batch.x.shape[-1], batch.x.device)
@@ -104,6 +109,14 @@ class LitVSR(L.LightningModule):
             measured=[{**row, "seconds": seconds} for row in measured],
             status=status[: batch.size],
         )
+
+    def _warm_up(self, samples: int, device: torch.device) -> None:
+        """Run one guided step of a batch of nothing."""
+        y = torch.zeros(samples, *self.prior.video_shape, device=device)
+        nothing = Observation(y, lambda x: x, torch.zeros(samples, device=device))
+        z_t = torch.zeros(samples, *self.prior.latent_shape, device=device)
+        estimate(self.prior, nothing, z_t, self.prior.schedule.respaced(1)[0])
+        self._cold = False
 
     @torch.no_grad()
     def _reconstruct(self, x: Tensor) -> Tensor:
