@@ -28,7 +28,7 @@ VSR := $(VENV)/bin/python -m vsr_lightning
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-sim soak lint typecheck check data-mnist data-bair data-sim train-mnist train-bair \
-	sweep-frames sweep-aliasing eval-bair figures report dashboard bench clean
+	sweep-frames sweep-aliasing sweep-guidance oracle eval-bair figures report dashboard bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -70,7 +70,7 @@ check: lint typecheck test ## All checks that CI makes
 data-mnist: $(READY) ## Fetch and verify MNIST, and the official test sequences where they can be had
 	$(VSR) data $(MNIST)/data.yaml $(OVERRIDES)
 
-data-bair: $(READY) ## Download BAIR robot pushing (30 GB), verify it and convert it
+data-bair: $(READY) ## Download BAIR robot pushing (32 GB), verify it and convert it
 	$(VSR) data experiments/bair/data.yaml $(OVERRIDES)
 
 data-sim: $(SIM_READY) ## Simulate robot pushing, the stand-in for BAIR
@@ -93,6 +93,12 @@ sweep-frames: $(READY) ## Figs. 2 and 3: PSNR against the number of observed fra
 
 sweep-aliasing: $(READY) ## Figs. 4 and 5: PSNR against blur before decimation, 4x and 8x
 	$(VSR) sweep $(MNIST)/sweep_aliasing.yaml prior=$(PRIOR) trainer.devices=$(DEVICES) $(OVERRIDES)
+
+sweep-guidance: $(READY) ## Samplers compared over steps and guidance scale, on validation clips
+	$(VSR) sweep $(MNIST)/sweep_guidance.yaml prior=$(PRIOR) trainer.devices=$(DEVICES) $(OVERRIDES)
+
+oracle: $(READY) ## What the frame-count sweep's observations allow a method that is told the motion (minutes on a CPU)
+	$(VSR) oracle $(MNIST)/sweep_frames.yaml $(OVERRIDES)
 
 # A shipped prior, else the one that train-bair made.
 eval-bair: PRIOR = $(firstword $(wildcard data/checkpoints/$(PUSHING)) data/checkpoints/mine-$(PUSHING))
