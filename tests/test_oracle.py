@@ -10,7 +10,9 @@ from vsr_lightning.__main__ import main
 from vsr_lightning.config import UserError, load_config, to_yaml
 from vsr_lightning.data.clips import stack
 from vsr_lightning.data.moving_mnist import MovingMNIST
-from vsr_lightning.evaluation.oracle import oracle
+from vsr_lightning.degradation.downsample import Downsample
+from vsr_lightning.evaluation.grid import Item
+from vsr_lightning.evaluation.oracle import oracle, restore
 from vsr_lightning.evaluation.results import read_table
 from vsr_lightning.metrics import psnr
 
@@ -87,3 +89,23 @@ def test_clips_of_unknown_motion_are_refused(tmp_path, monkeypatch, capsys):
     assert main(["oracle", str(SWEEP), *arguments]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_it_is_told_the_noise_and_the_motion_of_the_clip(monkeypatch):
+    """On [0, 1], half of what it is on [-1, 1]: y must lie about the truth's own degradation by that much."""
+    heard = []
+
+    def listen(y, A, corners, frames, sigma, mixture, generator):
+        heard.append((y, A, corners, frames, sigma))
+        return torch.zeros(10, 64, 64, dtype=torch.float64)
+
+    monkeypatch.setattr("vsr_lightning.evaluation.oracle.sample_with_known_motion", listen)
+    clips = MovingMNIST(batch_size=1, digits="embedded", test_videos=2).test_clips()
+    item = Item(8, "gaussian", 3, "sequential", 2.0, 0.2, "known_motion", 0, 0.0, video=1, noise=0)
+    restore(item, clips, Downsample(), None, seed=0)
+    ((y, (A_v, A_h), corners, frames, sigma),) = heard
+    clean = A_v @ (clips[1][..., 0].double() / 255) @ A_h.T
+    assert sigma == pytest.approx(0.1)
+    assert (y - clean)[:3].std().item() == pytest.approx(sigma, rel=0.2)  # 192 numbers
+    assert frames == [0, 1, 2]
+    assert corners.tolist() == clips.corners(1).tolist()
