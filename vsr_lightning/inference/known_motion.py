@@ -34,7 +34,7 @@ def fit_digits(digits: np.ndarray, components: int = 100, dimensions: int = 80, 
     """Fit the mixture to digits, uint8 (N, height, width), by variational Bayes (Bishop 2006, section 10.2).
 
     Its prior gives a component that holds few digits 0.3 of the covariance of all digits: clusters are tighter than the
-    whole. 100 components explained held-out MNIST digits better than 300.
+    whole.
     """
     from sklearn.decomposition import PCA
     from sklearn.exceptions import ConvergenceWarning
