@@ -7,7 +7,15 @@ import torch
 
 from vsr_lightning.config import UserError
 from vsr_lightning.models.vae import VAE
-from vsr_lightning.models.video_dit import ROPE_BASE, VideoDiT, axial_rope, rotate, sincos_2d, timestep_embedding
+from vsr_lightning.models.video_dit import (
+    ROPE_BASE,
+    VideoDiT,
+    axial_rope,
+    rotate,
+    rotations,
+    sincos_2d,
+    timestep_embedding,
+)
 
 FRAMES, CHANNELS, SIZE = 10, 2, 3
 KINDS = ["full", "factorized"]
@@ -96,7 +104,7 @@ def test_order_of_frames_matters(attention):
     z, t = inputs(1)
     order = torch.randperm(FRAMES, generator=torch.Generator().manual_seed(0))
     assert (dit(z[:, order], t) - dit(z, t)[:, order]).abs().max() > 1e-3
-    dit.rope.zero_()
+    dit.rope.copy_(rotations(torch.zeros(dit.rope.shape[1], dit.rope.shape[2] // 2)))
     if attention == "factorized":  # in full attention they tell cells apart too, so only here is it exact
         torch.testing.assert_close(dit(z[:, order], t), dit(z, t)[:, order], atol=1e-5, rtol=0)
 
@@ -114,8 +122,8 @@ def test_samples_do_not_interact(attention):
 def test_rotation_keeps_norms_and_knows_relative_positions_only():
     generator = torch.Generator().manual_seed(0)
     q, k = torch.randn(2, 16, generator=generator, dtype=torch.float64)
-    angles = axial_rope((10,), 16).double()
-    rotated_q, rotated_k = rotate(q.expand(10, 16), angles), rotate(k.expand(10, 16), angles)
+    rope = rotations(axial_rope((10,), 16).double())
+    rotated_q, rotated_k = (rotate(x.expand(10, 1, 16), rope)[:, 0] for x in (q, k))
     torch.testing.assert_close(rotated_q.norm(dim=1), q.norm().expand(10))
     scores = rotated_q @ rotated_k.T
     for offset in range(-9, 10):
@@ -123,6 +131,14 @@ def test_rotation_keeps_norms_and_knows_relative_positions_only():
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-5, rtol=0)
     assert scores[0].unique().numel() == 10
     torch.testing.assert_close(scores[0, 0], q @ k)
+
+
+def test_rotation_turns_pairs_as_complex_numbers():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 7, 3, 8, generator=generator, dtype=torch.float64)  # (batch, tokens, heads, numbers)
+    angles = torch.randn(7, 4, generator=generator, dtype=torch.float64)
+    turned = torch.complex(x[..., :4], x[..., 4:]) * torch.polar(torch.ones_like(angles), angles)[:, None]
+    torch.testing.assert_close(rotate(x, rotations(angles)), torch.cat((turned.real, turned.imag), dim=-1))
 
 
 @pytest.mark.parametrize(("axes", "head_width"), [((10,), 16), ((4, 3, 2), 16), ((4, 3, 2), 12)])
@@ -143,10 +159,11 @@ def test_axial_rope_values(axes, head_width):
 def test_full_attention_rope_follows_the_order_of_tokens():
     """Token n of (F, h, w) flattened turns by its own frame, row and column."""
     dit = make("full")
-    assert dit.rope.shape == (FRAMES * SIZE * SIZE, 8)
-    grid = dit.rope.view(FRAMES, SIZE, SIZE, 8)
+    assert dit.rope.shape == (2, FRAMES * SIZE * SIZE, 16)
+    cos, sin = dit.rope[:, :, 8:]
+    grid = torch.atan2(sin, cos).remainder(2 * math.pi).view(FRAMES, SIZE, SIZE, 8)
     time, row, column = grid[..., 0], grid[..., 4], grid[..., 6]
-    assert time[:, 1, 2].tolist() == pytest.approx(list(range(FRAMES)))
+    assert time[:, 1, 2].tolist() == pytest.approx([frame % (2 * math.pi) for frame in range(FRAMES)])
     assert row[3, :, 1].tolist() == pytest.approx(list(range(SIZE)))
     assert column[3, 1, :].tolist() == pytest.approx(list(range(SIZE)))
 

@@ -3,7 +3,9 @@
 Noise is drawn on the CPU, whose generator gives the same numbers whatever the device that samples.
 """
 
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 SampleKey = tuple[int, int, int]  # sweep seed, video, noise instance
 
 _SENSOR, _SAMPLER = 0, 1
+_THREADS = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1), thread_name_prefix="noise")
 
 
 def sensor_noise(keys: Sequence[SampleKey], shape: tuple[int, ...]) -> Tensor:
@@ -22,29 +25,39 @@ def sensor_noise(keys: Sequence[SampleKey], shape: tuple[int, ...]) -> Tensor:
 class SamplerNoise:
     """The standard normal draws of the sampler, one (B, *shape) tensor per call.
 
-    Drawn in blocks of steps: one transfer to the device per block, and none inside a captured graph.
+    Drawn in blocks of steps, the next one by other threads while this one is used up: one transfer to the device per
+    block, and none inside a captured graph.
     """
 
     block = 50  # part of the streams' definition: another value gives other numbers
 
     def __init__(self, keys: Sequence[SampleKey], shape: tuple[int, ...], device: torch.device | str = "cpu") -> None:
         self._generators = [sampler_generator(key) for key in keys]
-        self._shape, self._device = shape, device
+        self._shape, self._device = shape, torch.device(device)
         self._draws: Iterator[Tensor] = iter(())
+        self._begin_block()
 
     def __call__(self) -> Tensor:
         draw = next(self._draws, None)
         if draw is None:
-            self._draws = iter(self._next_block())
+            self._draws = iter(self._finish_block().unbind(1))
+            self._begin_block()
             draw = next(self._draws)
         return draw
 
-    def _next_block(self) -> Tensor:
-        blocks = [torch.randn(self.block, *self._shape, generator=generator) for generator in self._generators]
-        draws = torch.stack(blocks, dim=1)  # (block, B, *shape)
-        if torch.device(self._device).type == "cuda":
-            draws = draws.pin_memory()
-        return draws.to(self._device, non_blocking=True)
+    def _begin_block(self) -> None:
+        shape = (len(self._generators), self.block, *self._shape)
+        self._numbers = torch.empty(shape, pin_memory=self._device.type == "cuda")
+        self._jobs = [
+            _THREADS.submit(torch.randn, numbers.shape, generator=generator, out=numbers)
+            for numbers, generator in zip(self._numbers, self._generators, strict=True)
+        ]
+
+    def _finish_block(self) -> Tensor:
+        """(B, block, *shape), on the device."""
+        for job in self._jobs:
+            job.result()
+        return self._numbers.to(self._device, non_blocking=True)
 
 
 def sampler_generator(key: SampleKey) -> torch.Generator:

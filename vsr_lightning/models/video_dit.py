@@ -32,20 +32,27 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, rope: Tensor | None = None) -> Tensor:
-        """x: (B, N, D); rope: rotation angles (N, D / heads / 2), None for no rotation."""
-        q, k, v = rearrange(self.qkv(x), "b n (three heads d) -> three b heads n d", three=3, heads=self.heads)
+        """x: (B, N, D); rope: `rotations` (2, N, D / heads), None for no rotation."""
+        # Heads stay behind tokens, as the projection leaves them: attention takes strides, other orders cost copies.
+        q, k, v = rearrange(self.qkv(x), "b n (three heads d) -> three b n heads d", three=3, heads=self.heads)
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
-        out = functional.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
-        return self.out(rearrange(out, "b heads n d -> b n (heads d)"))
+        q, k, v = (each.to(v.dtype).transpose(1, 2) for each in (q, k, v))
+        out = functional.scaled_dot_product_attention(q, k, v)
+        return self.out(out.transpose(1, 2).flatten(2))
 
 
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Rotate the two halves of the last axis of x (..., N, 2k) by angles (N, k)."""
-    a, b = x.chunk(2, dim=-1)
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+def rotate(x: Tensor, rope: Tensor) -> Tensor:
+    """Rotate the pairs of x (..., N, heads, 2k), number i with number k + i, as `rotations` (2, N, 2k) say."""
+    cos, sin = rope.to(x.dtype)[:, :, None]
+    # Swapping by `flip` is one pass over memory in either direction; joining two halves is several.
+    return x * cos + x.unflatten(-1, (2, -1)).flip(-2).flatten(-2) * sin
+
+
+def rotations(angles: Tensor) -> Tensor:
+    """What `rotate` multiplies by, from angles (N, k): the cosine, and the sine with its sign, (2, N, 2k)."""
+    return torch.stack((torch.cat((angles.cos(), angles.cos()), -1), torch.cat((-angles.sin(), angles.sin()), -1)))
 
 
 class Block(nn.Module):
@@ -63,8 +70,9 @@ class Block(nn.Module):
         self.time_attention = Attention(width, heads) if factorized else None
 
     def forward(self, x: Tensor, modulation: Tensor, rope: Tensor) -> Tensor:
-        """x: (B, F, S, D); modulation: (B, 6, D); rope: angles over time, or over space-time for full attention."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.table)[:, :, None, None].unbind(1)
+        """x: (B, F, S, D); modulation: (B, 6, D); rope: rotations over time, or over space-time for full attention."""
+        modulation = modulation + self.table.to(modulation.dtype)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation[:, :, None, None].unbind(1)
         h = self.norm1(x) * (1 + scale1) + shift1
         if self.time_attention is None or self.time_norm is None:
             x = x + gate1 * self.attention(h.flatten(1, 2), rope).view_as(x)
@@ -117,17 +125,19 @@ class VideoDiT(nn.Module):
         self.final = nn.Linear(width, latent_channels)
         axes = (num_frames, latent_size, latent_size) if attention == "full" else (num_frames,)
         self.register_buffer("space_embedding", sincos_2d(latent_size, width), persistent=False)
-        self.register_buffer("rope", axial_rope(axes, width // heads), persistent=False)
+        self.register_buffer("rope", rotations(axial_rope(axes, width // heads)), persistent=False)
         self._initialise()
 
     def forward(self, z_t: Tensor, t: Tensor) -> Tensor:
         """z_t: (B, F, c, h, w); t: (B,) in 0 … T-1. Returns the prediction, float32, of z_t's shape."""
-        x = self.embed(rearrange(z_t, "b f c h w -> b f (h w) c")) + self.space_embedding
+        x = self.embed(rearrange(z_t, "b f c h w -> b f (h w) c"))
+        x = x + self.space_embedding.to(x.dtype)  # under autocast x stays bf16 in all blocks: half the traffic
         t_embedding = self.t_embed(timestep_embedding(t))  # (B, D)
         modulation = self.t_modulation(t_embedding).unflatten(1, (6, -1))
         for block in self.blocks:
             x = block(x, modulation, self.rope)
-        shift, scale = (t_embedding[:, None] + self.final_table)[:, :, None, None].unbind(1)
+        final = t_embedding[:, None] + self.final_table.to(t_embedding.dtype)
+        shift, scale = final[:, :, None, None].unbind(1)
         x = self.final(self.final_norm(x) * (1 + scale) + shift)
         return rearrange(x, "b f (h w) c -> b f c h w", h=z_t.shape[-2]).float()
 

@@ -12,7 +12,7 @@ from vsr_lightning.config import Experiment, UserError, build
 from vsr_lightning.data.clips import ClipDataModule, stack
 from vsr_lightning.models.prior import fingerprint, load_prior, load_vae, read_card, save_prior
 from vsr_lightning.models.schedule import LinearSchedule
-from vsr_lightning.models.vae import VAE
+from vsr_lightning.models.vae import VAE, compile_convolutions
 from vsr_lightning.models.video_dit import VideoDiT
 from vsr_lightning.training.callbacks import EMA, GaplessLog, LastCheckpoint, Pictures, Progress, Throughput
 from vsr_lightning.training.lit_dit import CHECK_START, LitDiT
@@ -148,10 +148,10 @@ def checkpoint_identity(experiment: Experiment) -> dict[str, Any]:
 def compile_networks(module: LitVAE | LitDiT) -> None:
     """In place, so that state-dict keys stay. The VAE's encoder is compiled in both stages: it sees every batch."""
     if isinstance(module, LitVAE):
-        module.vae.encoder.compile()
-        module.vae.decoder.compile()
+        compile_convolutions(module.vae.encoder)
+        compile_convolutions(module.vae.decoder)
     else:
-        module.prior.vae.encoder.compile()
+        compile_convolutions(module.vae.encoder)
         module.dit.compile()
 
 
