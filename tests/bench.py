@@ -255,10 +255,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prior", default="data/checkpoints/moving_mnist")
     parser.add_argument("--output", type=Path, default=Path("runs/bench"))
-    parser.add_argument("--batch", type=int, help="videos a step (160 on a GPU, 2 on a CPU)")
+    parser.add_argument("--batch", type=int, help="videos a step (80 on a GPU, 2 on a CPU)")
     parser.add_argument("--train-batch", type=int, help="videos a training step (256 on a GPU, 4 on a CPU)")
-    parser.add_argument("--steps", type=int, help="sampler steps a measurement (20 on a GPU, 2 on a CPU)")
-    parser.add_argument("--repeats", type=int, default=5, help="measurements, of which the median counts (%(default)s)")
+    parser.add_argument("--steps", type=int, help="sampler steps a measurement (50 on a GPU, 2 on a CPU)")
+    parser.add_argument("--repeats", type=int, default=3, help="measurements, of which the median counts (%(default)s)")
     parser.add_argument("--profile", action="store_true", help="also write which kernels the time goes to")
     options = parser.parse_args()
 
@@ -266,7 +266,7 @@ def main() -> None:
     device = torch.device("cuda" if on_gpu else "cpu")
     torch.set_float32_matmul_precision("high")  # TF32, for the reference too
     peak = matrix_rate(device, torch.bfloat16 if on_gpu else torch.float32)
-    batch, steps = options.batch or (160 if on_gpu else 2), options.steps or (20 if on_gpu else 2)
+    batch, steps = options.batch or (80 if on_gpu else 2), options.steps or (50 if on_gpu else 2)
     train_batch = options.train_batch or (256 if on_gpu else 4)
     profiles = [
         options.output / f"profile-{name}.txt" if options.profile else None for name in ("sampling", "training")

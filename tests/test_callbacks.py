@@ -168,17 +168,17 @@ def test_throughput_counts_training_over_resumed_parts_and_no_validation(monkeyp
             throughput.on_train_batch_end(trainer, module, None, torch.zeros(3), 0)
 
     first = Throughput(every=2)
-    train(first, 3)
+    train(first, 4)
     clock.now += 1000  # a validation
     first.on_validation_end(trainer, module)
-    assert first.seconds == 6  # to the last step, not the last logged one
+    assert first.seconds == 6  # from the second step, for the first compiles
     clock.now += 5000  # stopped, and started again
     second = Throughput(every=2)
     second.load_state_dict(first.state_dict())
-    train(second, 3)
+    train(second, 4)
     assert second.seconds == 12
-    # Steps 2, 4 and 6: 3 clips on 2 devices every 2 seconds.
-    assert logged == [("train/videos_per_s", 3.0)] * 3
+    # Steps 2, 4, 6 and 8: 3 clips on 2 devices every 2 seconds.
+    assert logged == [("train/videos_per_s", 3.0)] * 4
 
 
 def test_film_strip_puts_frames_side_by_side():

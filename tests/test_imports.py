@@ -11,6 +11,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Who may import whom, beside itself and FREE.
 ARROWS = {
     "config": set(),
+    "ablation": {"training", "evaluation", "models", "runs"},
     "dashboard": {"runs"},
     "files": set(),
     "metrics": set(),

@@ -98,6 +98,17 @@ def test_time_limit_stops_with_a_checkpoint_and_the_same_command_goes_on(tmp_pat
     assert (folder / "prior" / "card.yaml").exists()
 
 
+def test_a_training_is_finished_when_its_seconds_are_spent(tmp_path):
+    limited = experiment("vae", tmp_path, "training.max_steps=1000", "training.max_seconds=1e-9")
+    folder = train(limited)
+    assert checkpoint_of(folder)["global_step"] == 10  # looked at every ten steps
+    assert card_of(folder / "prior")["training"][0]["steps"] == 10
+    (folder / "prior" / "card.yaml").unlink()
+    train(limited)  # exports again, and trains no further
+    assert checkpoint_of(folder)["global_step"] == 10
+    assert (folder / "prior" / "card.yaml").exists()
+
+
 def test_card_and_normalised_latents_of_a_vae(tmp_path):
     trained = experiment("vae", tmp_path, "seed=3", "data.num_videos=5")  # fewer than LATENT_VIDEOS
     folder = train(trained)

@@ -16,11 +16,12 @@ COMMANDS = {
     "export": "write the prior's folder from the last checkpoint",
     "sweep": "restore every item of the grid, or finish a sweep; write tables, figures and a W&B run",
     "evaluate": "the same for an experiment that compares methods: its figures are tables and comparisons",
+    "ablate": "train and measure the experiment's variants one after the other, and compare them",
     "oracle": "restore a sweep's clips being told the motion: what the observations allow, as oracle.csv",
     "figures": "draw the figures of a finished sweep or evaluation again",
     "report": "write one HTML page about run folders, named instead of an experiment",
 }
-USES_GRID = ("sweep", "evaluate", "figures")
+USES_GRID = ("sweep", "evaluate", "figures", "ablate")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,12 +33,16 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         experiment = load_config(options.experiment, options.overrides)
         if options.command in USES_GRID:
-            experiment = _fit_to_machine(experiment, options)
+            options.overrides = _fit_to_machine(experiment, options.overrides)
+            experiment = load_config(options.experiment, options.overrides)
         if options.print_config:
             print(to_yaml(experiment), end="")
             return 0
         _quiet()
-        run(options.command, experiment, options.limit, options.dry_run)
+        if options.command == "ablate":
+            ablate(experiment, options.experiment, options.overrides)
+        else:
+            run(options.command, experiment, options.limit, options.dry_run)
     except UserError as error:
         if options.debug:
             raise
@@ -91,6 +96,16 @@ def run(command: str, experiment: Experiment, limit: int | None = None, dry: boo
 
         for path in make_figures(experiment, Path(experiment.runs_dir) / experiment.name):
             print(path)
+
+
+def ablate(experiment: Experiment, path: str, overrides: list[str]) -> None:
+    from vsr_lightning import ablation
+
+    variants = {
+        variant: load_config(path, [*overrides, *map(str, changes), f"name={experiment.name}/{variant}"])
+        for variant, changes in experiment.variants.items()
+    }
+    print(ablation.ablate(experiment, variants))
 
 
 def report(run_dirs: list[Path], target: Path) -> None:
@@ -158,19 +173,18 @@ def _report_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _fit_to_machine(experiment: Experiment, options: argparse.Namespace) -> Experiment:
-    """Without a GPU, the experiment's small preset under a name of its own, unless full=true asks for all of it."""
+def _fit_to_machine(experiment: Experiment, overrides: list[str]) -> list[str]:
+    """Without a GPU, the overrides of the small preset, under a name of its own, unless full=true asks for it all."""
     import torch
 
     if not experiment.without_gpu or experiment.full or torch.cuda.is_available():
-        return experiment
+        return overrides
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(
             "no GPU here: taking the small preset; add full=true for the whole grid (days on a CPU)",
             file=sys.stderr,
         )
-    preset = [f"name={experiment.name}_small", *experiment.without_gpu]
-    return load_config(options.experiment, [*preset, *options.overrides])
+    return [f"name={experiment.name}_small", *experiment.without_gpu, *overrides]
 
 
 def _quiet() -> None:

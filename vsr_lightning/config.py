@@ -36,6 +36,7 @@ class Training:
     stage: str = "vae"
     vae_prior: str = ""  # stage dit: folder holding the trained VAE; empty means the folder named by `init`
     max_steps: int = 1000
+    max_seconds: float = 0.0  # finish after so long, compilation and validation not counted; 0 means no limit
     optimizer: str = "adamw"  # or "muon": Muon for the matrices in a DiT's blocks, at the same lr
     lr: float = 1e-3
     warmup_steps: int = 100
@@ -66,6 +67,7 @@ class Training:
                 raise UserError(f"training.{name}: '{getattr(self, name)}' is for stage dit; leave it out")
         _at_least(1, self, "training", "max_steps", "log_every", "save_every", "val_every", "check_steps")
         _at_least(0, self, "training", "warmup_steps", "decay_steps", "weight_decay", "grad_clip", "kl_weight")
+        _at_least(0, self, "training", "max_seconds")
         _at_least(0, self, "training", "lr", "check_videos", "check_zeta")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"training.betas: {self.betas} is not two numbers from 0 up to 1, as [0.9, 0.95]")
@@ -176,6 +178,8 @@ class Experiment:
     without_gpu: list[str] = field(default_factory=list)  # overrides of a sweep, then called …_small, without a GPU
     full: bool = False  # the whole grid all the same
     unfinished: bool = False  # export a prior although its training has not reached training.max_steps
+    variants: dict[str, Any] = field(default_factory=dict)  # lists of overrides by name: what `ablate` compares
+    select: list[str] = field(default_factory=list)  # the variants to train now; empty: all
     training: Training = field(default_factory=Training)
     trainer: Trainer = field(default_factory=Trainer)
     grid: Grid = field(default_factory=Grid)
@@ -221,6 +225,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     for name in experiment.grid.sampler:
         if name not in experiment.samplers:
             raise UserError(f"grid.sampler: '{name}' is not in samplers{_nearest(name, experiment.samplers)}")
+    for name in experiment.select:
+        if name not in experiment.variants:
+            raise UserError(f"select: '{name}' is not in variants{_nearest(name, experiment.variants)}")
+    for name, changes in experiment.variants.items():
+        if not isinstance(changes, list):
+            raise UserError(f"variants.{name}: is a list of overrides, as [dit.width=512], not {changes!r}")
     for target in experiment.figures:
         check_target({"target": target, "run_dir": ""}, "figures")
     return experiment

@@ -57,10 +57,10 @@ class LastCheckpoint(Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         step = trainer.global_step
         out_of_time = self._out_of_time(trainer, step)
-        if step % self.every == 0 or step == trainer.max_steps or out_of_time:
-            self._save(trainer)
         if out_of_time:
             trainer.should_stop = True
+        if step % self.every == 0 or step == trainer.max_steps or trainer.should_stop:
+            self._save(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step == trainer.max_steps:
@@ -108,29 +108,36 @@ class GaplessLog(Callback):
 
 
 class Throughput(Callback):
-    """Logs videos/s, and counts the seconds of training over all resumed parts."""
+    """Logs videos/s, and counts the seconds of training over all resumed parts; ends it when `max_seconds` are up.
 
-    def __init__(self, every: int) -> None:
-        self.every = every
+    The first step of each part compiles the networks, and does not count.
+    """
+
+    def __init__(self, every: int, max_seconds: float = 0.0) -> None:
+        self.every, self.max_seconds = every, max_seconds
         self.seconds = 0.0
         self._videos = 0
         self._since = 0.0  # `seconds` when the counting of `_videos` began
-        self._mark = 0.0
+        self._mark: float | None = None  # when the last step ended
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._mark, self._videos, self._since = time.monotonic(), 0, self.seconds
+        self._mark, self._videos, self._since = None, 0, self.seconds
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Tensor, batch_idx: int
     ) -> None:
         now = time.monotonic()
-        self.seconds += now - self._mark
+        if self._mark is not None:
+            self.seconds += now - self._mark
+            self._videos += len(batch) * trainer.world_size
         self._mark = now
-        self._videos += len(batch) * trainer.world_size
-        if trainer.global_step % self.every == 0:
+        if trainer.global_step % self.every == 0 and self._videos:
             rate = self._videos / (self.seconds - self._since)
             pl_module.log("train/videos_per_s", rate, prog_bar=True, rank_zero_only=True)
             self._videos, self._since = 0, self.seconds
+        if self.max_seconds and trainer.global_step % 10 == 0:
+            # Clocks differ: rank 0 decides for all.
+            trainer.should_stop |= trainer.strategy.broadcast(self.seconds >= self.max_seconds)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._mark = time.monotonic()  # validation is no training time

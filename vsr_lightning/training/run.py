@@ -33,8 +33,10 @@ def train(experiment: Experiment) -> Path:
     check_clips(datamodule, module, experiment)
     folder = runs.open_run(experiment, "train", input_fingerprints(experiment))
     checkpoint = folder / "checkpoints" / "last.ckpt"
-    if checkpoint.exists():
-        check_checkpoint(checkpoint, experiment)
+    if checkpoint.exists() and _is_finished(experiment, check_checkpoint(checkpoint, experiment)):
+        if runs.rank() == 0:
+            export(experiment, folder / "prior", datamodule)
+        return folder
     if runs.uses_gpu(experiment):
         torch.set_float32_matmul_precision("high")  # TF32 where autocast leaves float32
     if experiment.trainer.compile == "always" or (
@@ -45,9 +47,8 @@ def train(experiment: Experiment) -> Path:
         compile_networks(module)
     trainer = make_trainer(experiment, folder, checkpoint)
     trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint if checkpoint.exists() else None)
-    finished = trainer.global_step >= experiment.training.max_steps
     if trainer.is_global_zero:
-        if finished:
+        if checkpoint.exists() and _is_finished(experiment, check_checkpoint(checkpoint, experiment)):
             export(experiment, folder / "prior", datamodule)
         else:
             print(f"{folder}: stopped at step {trainer.global_step}; the same command goes on from there")
@@ -62,7 +63,7 @@ def export(experiment: Experiment, target: Path, datamodule: ClipDataModule | No
     if not checkpoint_path.exists():
         raise UserError(f"{checkpoint_path}: no such file; train {experiment.name} first")
     checkpoint = check_checkpoint(checkpoint_path, experiment)
-    if checkpoint["global_step"] < experiment.training.max_steps and not experiment.unfinished:
+    if not (_is_finished(experiment, checkpoint) or experiment.unfinished):
         raise UserError(
             f"{checkpoint_path}: at step {checkpoint['global_step']} of {experiment.training.max_steps}; "
             "go on with the training, or export all the same with unfinished=true"
@@ -82,6 +83,24 @@ def export(experiment: Experiment, target: Path, datamodule: ClipDataModule | No
         save_prior(target, {**card, "training": history}, module.prior.vae, module.dit)
     print(f"{target}: exported {experiment.training.stage} after {checkpoint['global_step']} steps")
     return target
+
+
+def validate(experiment: Experiment, prior: Path) -> dict[str, float]:
+    """The validation scores of an exported DiT, `val/loss` among them."""
+    options = experiment.trainer
+    trainer = L.Trainer(
+        accelerator=options.accelerator,
+        precision=runs.precision(experiment),
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        inference_mode=False,  # the posterior check takes gradients
+    )
+    trained = dataclasses.replace(experiment, init=str(prior))
+    (scores,) = trainer.validate(make_module(trained), datamodule=make_datamodule(trained), verbose=False)
+    return dict(scores)
 
 
 def make_datamodule(experiment: Experiment) -> ClipDataModule:
@@ -162,7 +181,7 @@ def make_trainer(experiment: Experiment, folder: Path, checkpoint: Path) -> L.Tr
     callbacks: list[L.Callback] = [
         EMA(training.ema_decay),
         GaplessLog(),
-        Throughput(training.log_every),
+        Throughput(training.log_every, training.max_seconds),
         Pictures(),
         LastCheckpoint(checkpoint, training.save_every, checkpoint_identity(experiment), options.max_minutes),
     ]
@@ -212,15 +231,24 @@ def check_checkpoint(path: Path, experiment: Experiment) -> dict[str, Any]:
     return checkpoint
 
 
+def _is_finished(experiment: Experiment, checkpoint: dict[str, Any]) -> bool:
+    training = experiment.training
+    return checkpoint["global_step"] >= training.max_steps or 0 < training.max_seconds <= _seconds(checkpoint)
+
+
+def _seconds(checkpoint: dict[str, Any]) -> float:
+    """Of training, over all parts of the run."""
+    return checkpoint["callbacks"].get("Throughput", {}).get("seconds", 0.0)
+
+
 def _training_record(experiment: Experiment, checkpoint: dict[str, Any]) -> dict[str, Any]:
-    throughput = checkpoint["callbacks"].get("Throughput", {})
     return {
         "stage": experiment.training.stage,
         "data": {key: value for key, value in experiment.data.items() if key not in ("dir", "num_workers")},
         "seed": experiment.seed,
         "init": experiment.init,
         "steps": checkpoint["global_step"],
-        "seconds": round(throughput.get("seconds", 0.0)),
+        "seconds": round(_seconds(checkpoint)),
         "devices": checkpoint.get("devices", 1),
         "metrics": checkpoint.get("metrics", {}),
         "training": dataclasses.asdict(experiment.training),

@@ -1,0 +1,131 @@
+"""Variants of one experiment, trained and compared: in pairs, once each, in any number of goes."""
+
+import dataclasses
+import json
+import math
+import shutil
+from pathlib import Path
+from statistics import fmean, stdev
+
+import pytest
+import torch
+import yaml
+
+from vsr_lightning.__main__ import main
+from vsr_lightning.ablation import COLUMNS
+from vsr_lightning.config import build, load_config
+from vsr_lightning.evaluation.results import read_table
+from vsr_lightning.models.prior import load_prior
+
+ABLATIONS = Path(__file__).parents[1] / "experiments" / "moving_mnist" / "ablations.yaml"
+TINY = [
+    *("data.digits=embedded", "data.embedded_share=0", "data.batch_size=2", "data.num_workers=0", "data.val_videos=2"),
+    *("dit.latent_channels=4", "dit.width=32", "dit.depth=1", "dit.heads=2", "full=true"),
+    *("training.max_steps=4", "training.warmup_steps=1", "grid.videos=2", "grid.noises=2", "sampler.steps=3"),
+    *("trainer.accelerator=cpu", "trainer.progress=false"),
+]
+
+
+@pytest.fixture
+def ablate(tmp_path, tiny_prior, monkeypatch):
+    """Type `ablate` in an empty folder, of the shipped experiment with these variants alone."""
+    monkeypatch.chdir(tmp_path)
+    shipped = load_config(ABLATIONS)
+
+    def command(variants, *overrides):
+        content = dataclasses.asdict(shipped) | {"variants": variants}
+        Path("small.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+        return main(["ablate", "small.yaml", *TINY, f"training.vae_prior={tiny_prior}", *overrides])
+
+    return command
+
+
+def summary():
+    return {line["variant"]: line for line in read_table(Path("runs/ablations/summary.csv"))}
+
+
+def scores(variant):
+    rows = read_table(Path("runs/ablations") / variant / "sweep" / "results.csv")
+    return {(row["video"], row["noise"]): row["psnr_first"] for row in rows}
+
+
+def test_variants_are_compared_in_pairs(ablate, capsys):
+    assert ablate({"reference": [], "eps": ["dit.prediction=eps"], "wide": ["dit.width=64"]}) == 0
+    table = summary()
+    assert list(table) == ["reference", "eps", "wide"]
+    first, eps, wide = table.values()
+    assert list(first) == list(COLUMNS)
+    assert (first["difference"], first["difference_se"]) == (0, 0)
+    reference, other = scores("reference"), scores("eps")
+    assert len(reference) == len(other) == 4
+    by_video = [fmean(other[video, noise] - reference[video, noise] for noise in (0, 1)) for video in (0, 1)]
+    assert eps["difference"] == pytest.approx(fmean(by_video))
+    assert eps["difference_se"] == pytest.approx(stdev(by_video) / math.sqrt(2))
+    assert (eps["overrides"], eps["n"], eps["videos"], eps["steps"], eps["seed"]) == ("dit.prediction=eps", 4, 2, 4, 0)
+
+    trained = load_prior("runs/ablations/wide/prior")
+    assert wide["parameters"] == sum(weight.numel() for weight in trained.dit.parameters()) > first["parameters"]
+    assert wide["prior"].startswith("prior@")
+    # v and eps have equal variance, but latents of this untrained VAE lie so close together that v is easy.
+    assert 0 < wide["val_loss"] < 0.5 < eps["val_loss"] < 1.5
+    output = capsys.readouterr().out
+    assert "eps: dit.prediction=eps" in output
+    assert output.rstrip().endswith("runs/ablations/summary.csv")
+
+
+def test_a_measured_variant_costs_nothing_again_and_others_join(ablate, capsys):
+    variants = {"reference": [], "eps": ["dit.prediction=eps"]}
+    assert ablate(variants, "select=[reference]") == 0
+    assert list(summary()) == ["reference"]
+    before = scores("reference")
+    shutil.rmtree("runs/ablations/reference/prior")  # a machine's disk does not last
+    shutil.rmtree("runs/ablations/reference/checkpoints")
+    capsys.readouterr()
+    assert ablate(variants) == 0
+    assert list(summary()) == ["reference", "eps"]
+    assert scores("reference") == before
+    assert "reference: " not in capsys.readouterr().out
+    assert not Path("runs/ablations/reference/prior").exists()
+
+
+def test_time_limit_stops_and_the_same_command_goes_on(ablate, capsys):
+    variants = {"reference": []}
+    assert ablate(variants, "training.max_steps=12", "trainer.max_minutes=1e-9") == 0
+    assert "not finished; the same command goes on" in capsys.readouterr().out
+    assert not Path("runs/ablations/reference/variant.json").exists()
+    assert ablate(variants, "training.max_steps=12") == 0
+    record = json.loads(Path("runs/ablations/reference/variant.json").read_text())
+    assert record["steps"] == 12
+
+
+@pytest.mark.parametrize(
+    ("variants", "overrides", "told"),
+    [
+        ({}, [], "variants: none"),
+        ({"reference": []}, ["select=[refrence]"], "select: 'refrence' is not in variants; did you mean 'reference'"),
+        ({"wide": "dit.width=64"}, [], "variants.wide: is a list"),
+        ({"wide": ["dit.widht=64"]}, [], "widht"),
+        ({"reference": []}, ["trainer.devices=2"], "trainer.devices"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_trained(ablate, capsys, variants, overrides, told):
+    assert ablate(variants, *overrides) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+    assert not Path("runs").exists()
+
+
+def test_shipped_variants_all_build():
+    """All but the two whose VAEs must be trained first, of which the DiT alone is built."""
+    experiment = load_config(ABLATIONS)
+    assert {"paper", "factorized", "eps", "fixed_clips", "latent_4", "latent_16"} <= set(experiment.variants)
+    sizes = {}
+    for name, changes in experiment.variants.items():
+        variant = load_config(ABLATIONS, changes)
+        with torch.device("meta"):
+            dit = build(variant.dit, "dit")
+        sizes[name] = sum(weight.numel() for weight in dit.parameters())
+        assert variant.grid.split == "val"
+    for name in ("factorized", "wide", "narrow"):
+        assert sizes[name] == pytest.approx(sizes["reference"], rel=0.15), name
