@@ -1,6 +1,7 @@
 """Compiled networks restore what plain ones do (float32, on a CPU; needs a C++ compiler, as torch.compile does)."""
 
 import torch
+from torch._dynamo.utils import counters
 
 from vsr_lightning.data.moving_mnist import MovingMNIST
 from vsr_lightning.degradation.downsample import Downsample
@@ -25,7 +26,9 @@ def test_compiled_and_plain_agree(tiny_prior):
     try:
         prior.dit.compile(dynamic=False)
         compile_convolutions(prior.vae.decoder)
+        counters.clear()
         compiled = restore()
+        assert counters["stats"]["unique_graphs"] == 2  # each network once: the first draw has the shape of all others
     finally:
         torch.compiler.reset()
     assert (psnr(compiled, x) - psnr(plain, x)).abs().max() < 0.05

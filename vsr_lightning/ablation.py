@@ -1,107 +1,175 @@
-"""`ablate`: variants of one experiment, each trained for as long, then compared on the same validation clips.
+"""`ablate`: variants of one experiment, each trained, then compared on the same validation clips.
 
 A variant is the experiment with some overrides. Its training run is `runs/<name>/<variant>`, its restorations are in
-`sweep` therein, and what it is and cost in `variant.json`, written last. `runs/<name>/summary.csv` compares them: in
-pairs, for all variants restore the same clips under the same sensor noise.
+`sweep` therein, and what it is and cost in `variant.json`, written last. `runs/<name>/summary.csv` compares them in
+pairs: all variants restore the same clips under the same sensor noise.
 """
 
 import gc
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vsr_lightning import runs
+from vsr_lightning import files, runs
 from vsr_lightning.config import Experiment, UserError
 from vsr_lightning.evaluation import results
 from vsr_lightning.evaluation.run import sweep
 from vsr_lightning.models.prior import load_prior, read_card
-from vsr_lightning.training.run import train, validate
+from vsr_lightning.training.run import input_fingerprints, make_datamodule, train
 
 COLUMNS = (
     *("variant", "psnr_first", "psnr_first_se", "psnr_first_of_mean", "difference", "difference_se", "videos", "n"),
-    *("psnr_first_vae", "val_loss", "parameters", "steps", "seconds", "seed", "prior", "hardware", "overrides"),
+    *("failed", "psnr_first_vae", "val_loss", "parameters", "train_steps", "train_seconds", "seed", "sampler", "steps"),
+    *("zeta", "prior", "dataset", "hardware", "git", "overrides"),
 )
+COMMON = ("degradation", "sampler", "samplers", "grid")  # sections that variants share, or they would be no pairs
 
 
 def ablate(base: Experiment, variants: Mapping[str, Experiment]) -> str:
     """Train and measure the variants that are not yet measured, then compare all that are: a table for the terminal.
 
     What is interrupted goes on where it stopped; a variant whose `variant.json` is there costs nothing again, even if
-    its weights are gone. Differences are to the first variant that is measured.
+    its weights are gone. `trainer.max_minutes` is for all of them together.
 
     Args:
         base: whose name is the folder's, and whose `select` names the variants to train now, or none for all.
-        variants: the experiment of each of `base.variants`.
+        variants: the experiment of each of `base.variants`. The seed of a variant is that of its training.
 
     Raises:
-        UserError: there is no variant, or several devices, over which runs cannot follow each other in one process.
+        UserError: variants cannot be compared, or a folder holds another one of that name.
     """
+    check(base, variants)
+    deadline = time.monotonic() + 60 * base.trainer.max_minutes if base.trainer.max_minutes else None
+    selected = {name: variants[name] for name in base.select or variants}
+    told = []
+    for name, experiment in selected.items():
+        with _alone(experiment):
+            if not _record_path(experiment).exists():
+                print(f"{name}: {' '.join(base.variants[name]) or 'nothing changed'}")
+                if not _train_and_measure(name, experiment, base.seed, deadline):
+                    told.append(f"{_folder(experiment)}: not finished; the same command goes on")
+                    break
+                write_summary(base, variants)  # as early as can be: the next variant may fail
+                torch.compiler.reset()  # its networks are others
+                gc.collect()
+    return "\n".join([*told, *write_summary(base, variants)])
+
+
+def check(base: Experiment, variants: Mapping[str, Experiment]) -> None:
+    """Raise UserError, before anything is written, unless all variants can be trained and compared in pairs."""
     if not variants:
         raise UserError("variants: none; name some, as experiments/moving_mnist/ablations.yaml does")
     if runs.world_size(base) > 1:
         raise UserError("trainer.devices: ablate uses one; start it once for each GPU, with other variants in `select`")
-    for variant in base.select or variants:
-        experiment = variants[variant]
-        if not _record(experiment).exists():
-            print(f"{variant}: {', '.join(base.variants[variant]) or 'nothing changed'}")
-            if not measure(variant, experiment):
-                return f"{_folder(experiment)}: not finished; the same command goes on"
-            torch.compiler.reset()  # the next variant's networks are others
-            gc.collect()
-    lines = compare([_folder(experiment) for experiment in variants.values() if _record(experiment).exists()])
+    conditions = [len(values) for values in vars(base.grid).values() if isinstance(values, list)]
+    if max(conditions) > 1:
+        raise UserError("grid: variants are compared under one condition; give its lists one value each")
+    runs.check_devices(base)
+    for name, experiment in variants.items():
+        if not name or experiment.name != f"{base.name}/{name}" or experiment.runs_dir != base.runs_dir:
+            raise UserError(f"variants.{name}: cannot change name or runs_dir, which say where it is found again")
+        if different := runs.differences(_common(base), _common(experiment)):
+            raise UserError(f"variants.{name}: changes {different[0]}, which pairs must share; set it for all of them")
+        runs.find_run(experiment, "train", {})
+        runs.find_run(_restoring(experiment, base.seed), "sweep", {})
+        if name in (base.select or variants) and not _record_path(experiment).exists():
+            try:
+                input_fingerprints(experiment)
+            except UserError as error:
+                raise UserError(f"variants.{name}: {error}; train that first, or leave it out by `select`") from None
+
+
+def compare(base: Experiment, variants: Mapping[str, Experiment]) -> list[dict[str, Any]]:
+    """A line with COLUMNS for each measured variant.
+
+    `difference` is the PSNR of a variant less that of the first in the experiment, paired by video and noise instance,
+    empty until that one is measured. Its standard error is over videos: it does not know that the same variant trained
+    with another seed differs, too. `val_loss` compares only variants of one prediction and one VAE.
+    """
+    reference: dict[tuple[Any, Any], float] = {}
+    lines = []
+    for name, experiment in variants.items():
+        if not _record_path(experiment).exists():
+            continue
+        folder = _folder(experiment)
+        with files.reading(_record_path(experiment), "remove it to measure the variant again"):
+            record = json.loads(_record_path(experiment).read_text())
+        (line,) = results.read_table(folder / "sweep" / "summary.csv")
+        scores = _scores(folder / "sweep")
+        reference = scores if name == next(iter(variants)) else reference
+        pairs = [
+            {"video": item[0], "difference": score - reference[item]}
+            for item, score in scores.items()
+            if item in reference
+        ]
+        difference, error = results.mean_and_error(pairs, "difference")
+        line |= {**record, "difference": difference, "difference_se": error}
+        line |= {"videos": len({video for video, _ in scores})}
+        lines.append({column: line.get(column) for column in COLUMNS})
+    return lines
+
+
+def write_summary(base: Experiment, variants: Mapping[str, Experiment]) -> list[str]:
+    """Write `summary.csv` of the variants measured so far, if there are any; what to tell of it."""
+    lines = compare(base, variants)
+    if not lines:
+        return []
     path = _folder(base) / "summary.csv"
-    results.write_csv(path, lines, first=COLUMNS)
-    return f"{_table(lines)}\n{path}"
+    with _alone(base):
+        results.write_csv(path, lines, first=COLUMNS)
+    return [_table(lines), str(path)]
 
 
-def measure(variant: str, experiment: Experiment) -> bool:
+def _train_and_measure(name: str, experiment: Experiment, seed: int, deadline: float | None) -> bool:
     """Train one variant, and restore validation clips with it. False if the time was up before."""
-    folder = _folder(experiment)
-    prior = folder / "prior"
+    prior = _folder(experiment) / "prior"
     if not (prior / "card.yaml").exists():
-        train(experiment)
+        train(_until(deadline, experiment))
     if not (prior / "card.yaml").exists():
         return False
-    sampled = sweep(replace(experiment, name=f"{experiment.name}/sweep", prior=str(prior)))
-    grid = experiment.grid
-    if len(results.read_rows(sampled)) < grid.videos * grid.noises:
+    restored = sweep(_until(deadline, _restoring(experiment, seed)))
+    if len(results.read_rows(restored)) < experiment.grid.videos * experiment.grid.noises:
         return False
-    record = read_card(prior)["training"][-1]
-    content = {
-        "variant": variant,
-        "overrides": " ".join(experiment.variants[variant]),
-        "val_loss": validate(experiment, prior)["val/loss"],
+    trained = read_card(prior)["training"][-1]
+    record = {
+        "variant": name,
+        "overrides": " ".join(experiment.variants[name]),
+        "val_loss": trained["metrics"].get("val/loss"),
         "parameters": sum(weight.numel() for weight in load_prior(prior).dit.parameters()),
-        **{key: record[key] for key in ("steps", "seconds", "seed", "hardware", "git")},
+        "train_steps": trained["steps"],
+        "train_seconds": trained["seconds"],
+        **{key: trained[key] for key in ("seed", "hardware", "git")},
     }
-    runs.write_json(_record(experiment), content)
+    runs.write_json(_record_path(experiment), record)
     return True
 
 
-def compare(folders: list[Path]) -> list[dict[str, Any]]:
-    """A line with COLUMNS for each variant's folder; `difference` is its PSNR less that of the first, in pairs.
+def _until(deadline: float | None, experiment: Experiment) -> Experiment:
+    """The experiment, to be stopped at the deadline."""
+    if deadline is None:
+        return experiment
+    minutes = max((deadline - time.monotonic()) / 60, 1e-9)  # 0 would be no limit
+    return replace(experiment, trainer=replace(experiment.trainer, max_minutes=minutes))
 
-    Its standard error is over videos.
-    """
-    scores = [_scores(folder / "sweep") for folder in folders]
-    lines = []
-    for folder, of_variant in zip(folders, scores, strict=True):
-        content = json.loads((folder / "variant.json").read_text())
-        (summary,) = results.read_table(folder / "sweep" / "summary.csv")
-        pairs = [
-            {"video": key[0], "difference": score - scores[0][key]}
-            for key, score in of_variant.items()
-            if key in scores[0]
-        ]
-        difference, error = results.mean_and_error(pairs, "difference")
-        videos = len({pair["video"] for pair in pairs})
-        line = {**summary, **content, "difference": difference, "difference_se": error, "videos": videos}
-        lines.append({column: line.get(column) for column in COLUMNS})
-    return lines
+
+def _restoring(experiment: Experiment, seed: int) -> Experiment:
+    """The sweep of a trained variant."""
+    prior = str(_folder(experiment) / "prior")
+    return replace(experiment, name=f"{experiment.name}/sweep", prior=prior, seed=seed)
+
+
+def _common(experiment: Experiment) -> dict[str, Any]:
+    """What all variants must share: the observations, the sampler and the clips that are restored."""
+    identity = runs.identity(experiment, "sweep")
+    return {key: identity[key] for key in COMMON} | {
+        "data": make_datamodule(experiment).clips_name(experiment.grid.split)
+    }
 
 
 def _scores(run_dir: Path) -> dict[tuple[Any, Any], float]:
@@ -110,30 +178,39 @@ def _scores(run_dir: Path) -> dict[tuple[Any, Any], float]:
     return {(row["video"], row["noise"]): row["psnr_first"] for row in rows if row["status"] == "ok"}
 
 
+@contextmanager
+def _alone(experiment: Experiment) -> Iterator[None]:
+    """Wait until no other process works in the experiment's folder."""
+    folder = _folder(experiment)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        files.lock(file, folder)
+        yield
+
+
 def _folder(experiment: Experiment) -> Path:
     return Path(experiment.runs_dir) / experiment.name
 
 
-def _record(experiment: Experiment) -> Path:
-    """What is written when a variant is measured."""
+def _record_path(experiment: Experiment) -> Path:
+    """Of the file that is written when a variant is measured."""
     return _folder(experiment) / "variant.json"
 
 
 def _table(lines: list[dict[str, Any]]) -> str:
-    header = ["variant", "seconds", "steps", "psnr_first", "psnr_first_of_mean", "difference", "val_loss"]
+    header = ["variant", "train_seconds", "train_steps", "psnr_first", "psnr_first_of_mean", "difference"]
     cells = [
         [
-            *(line["variant"], str(line["seconds"]), str(line["steps"])),
-            _with_error(line["psnr_first"], line["psnr_first_se"]),
-            f"{line['psnr_first_of_mean']:.2f}",
-            _with_error(line["difference"], line["difference_se"]),
-            f"{line['val_loss']:.4f}",
+            *(line["variant"], str(line["train_seconds"]), str(line["train_steps"])),
+            _number(line["psnr_first"], line["psnr_first_se"]),
+            _number(line["psnr_first_of_mean"]),
+            _number(line["difference"], line["difference_se"]),
         ]
         for line in lines
     ]
     return results.align([header, *cells])
 
 
-def _with_error(value: float | None, error: float | None) -> str:
+def _number(value: float | None, error: float | None = None) -> str:
     text = "" if value is None else f"{value:.2f}"
     return text if error is None else f"{text} ± {error:.2f}"

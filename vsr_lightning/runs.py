@@ -10,7 +10,8 @@ import subprocess
 import sys
 import time
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,17 @@ def precision(experiment: Experiment) -> Any:
 
 def uses_gpu(experiment: Experiment) -> bool:
     return experiment.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+
+
+@contextmanager
+def matmul_precision(name: str) -> Iterator[None]:
+    """Multiply float32 matrices as `torch.set_float32_matmul_precision(name)` says; then as before."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def strategy(experiment: Experiment) -> str:

@@ -76,6 +76,7 @@ def _restore(job: Job, missing: list[Item], held: Inventory, folder: Path, rows:
         enable_progress_bar=False,
         use_distributed_sampler=False,  # it repeats samples to even out the ranks
         inference_mode=False,  # guidance takes gradients
+        benchmark=True,  # batches have one shape
     )
     trainer.predict(module, datamodule=MissingItems(job, missing), return_predictions=False)
     trainer.strategy.barrier()

@@ -14,7 +14,7 @@ from torch import Tensor
 SampleKey = tuple[int, int, int]  # sweep seed, video, noise instance
 
 _SENSOR, _SAMPLER = 0, 1
-_THREADS = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1), thread_name_prefix="noise")
+_THREADS = 8
 
 
 def sensor_noise(keys: Sequence[SampleKey], shape: tuple[int, ...]) -> Tensor:
@@ -35,29 +35,32 @@ class SamplerNoise:
         self._generators = [sampler_generator(key) for key in keys]
         self._shape, self._device = shape, torch.device(device)
         self._draws: Iterator[Tensor] = iter(())
+        self._threads = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1))
         self._begin_block()
 
     def __call__(self) -> Tensor:
         draw = next(self._draws, None)
         if draw is None:
-            self._draws = iter(self._finish_block().unbind(1))
+            self._draws = iter(self._finish_block())
             self._begin_block()
             draw = next(self._draws)
         return draw
 
     def _begin_block(self) -> None:
         shape = (len(self._generators), self.block, *self._shape)
-        self._numbers = torch.empty(shape, pin_memory=self._device.type == "cuda")
+        with torch.inference_mode(False):  # other threads, which do not know this one's modes, write to it
+            self._numbers = torch.empty(shape, pin_memory=self._device.type == "cuda")
         self._jobs = [
-            _THREADS.submit(torch.randn, numbers.shape, generator=generator, out=numbers)
+            self._threads.submit(torch.randn, numbers.shape, generator=generator, out=numbers)
             for numbers, generator in zip(self._numbers, self._generators, strict=True)
         ]
 
     def _finish_block(self) -> Tensor:
-        """(B, block, *shape), on the device."""
+        """(block, B, *shape), on the device."""
         for job in self._jobs:
             job.result()
-        return self._numbers.to(self._device, non_blocking=True)
+        # Contiguous draws: networks are compiled for the strides that they first see.
+        return self._numbers.to(self._device, non_blocking=True).transpose(0, 1).contiguous()
 
 
 def sampler_generator(key: SampleKey) -> torch.Generator:

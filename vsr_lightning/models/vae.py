@@ -128,7 +128,7 @@ class VAE(nn.Module):
 
 def compile_convolutions(part: Encoder | Decoder) -> None:
     """Compile half of a VAE in place, channels last, which Inductor else forgoes for the few channels of an end."""
-    part.compile(options={"force_layout_optimization": True})
+    part.compile(dynamic=False, options={"force_layout_optimization": True})
 
 
 def _per_channel(values: Tensor) -> Tensor:

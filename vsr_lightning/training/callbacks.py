@@ -63,7 +63,7 @@ class LastCheckpoint(Callback):
             self._save(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.global_step == trainer.max_steps:
+        if trainer.global_step == trainer.max_steps or trainer.should_stop:
             self._save(trainer)  # again, with the final scores
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -135,7 +135,7 @@ class Throughput(Callback):
             rate = self._videos / (self.seconds - self._since)
             pl_module.log("train/videos_per_s", rate, prog_bar=True, rank_zero_only=True)
             self._videos, self._since = 0, self.seconds
-        if self.max_seconds and trainer.global_step % 10 == 0:
+        if self.max_seconds and (trainer.world_size == 1 or trainer.global_step % 10 == 0):
             # Clocks differ: rank 0 decides for all.
             trainer.should_stop |= trainer.strategy.broadcast(self.seconds >= self.max_seconds)
 

@@ -33,12 +33,10 @@ def train(experiment: Experiment) -> Path:
     check_clips(datamodule, module, experiment)
     folder = runs.open_run(experiment, "train", input_fingerprints(experiment))
     checkpoint = folder / "checkpoints" / "last.ckpt"
-    if checkpoint.exists() and _is_finished(experiment, check_checkpoint(checkpoint, experiment)):
+    if _is_finished(experiment, checkpoint):
         if runs.rank() == 0:
             export(experiment, folder / "prior", datamodule)
         return folder
-    if runs.uses_gpu(experiment):
-        torch.set_float32_matmul_precision("high")  # TF32 where autocast leaves float32
     if experiment.trainer.compile == "always" or (
         experiment.trainer.compile == "auto"
         and runs.uses_gpu(experiment)
@@ -46,9 +44,10 @@ def train(experiment: Experiment) -> Path:
     ):
         compile_networks(module)
     trainer = make_trainer(experiment, folder, checkpoint)
-    trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint if checkpoint.exists() else None)
+    with runs.matmul_precision("high" if runs.uses_gpu(experiment) else "highest"):  # TF32 where autocast has float32
+        trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint if checkpoint.exists() else None)
     if trainer.is_global_zero:
-        if checkpoint.exists() and _is_finished(experiment, check_checkpoint(checkpoint, experiment)):
+        if _is_finished(experiment, checkpoint):
             export(experiment, folder / "prior", datamodule)
         else:
             print(f"{folder}: stopped at step {trainer.global_step}; the same command goes on from there")
@@ -63,7 +62,7 @@ def export(experiment: Experiment, target: Path, datamodule: ClipDataModule | No
     if not checkpoint_path.exists():
         raise UserError(f"{checkpoint_path}: no such file; train {experiment.name} first")
     checkpoint = check_checkpoint(checkpoint_path, experiment)
-    if not (_is_finished(experiment, checkpoint) or experiment.unfinished):
+    if not (experiment.unfinished or _is_finished(experiment, checkpoint_path)):
         raise UserError(
             f"{checkpoint_path}: at step {checkpoint['global_step']} of {experiment.training.max_steps}; "
             "go on with the training, or export all the same with unfinished=true"
@@ -83,24 +82,6 @@ def export(experiment: Experiment, target: Path, datamodule: ClipDataModule | No
         save_prior(target, {**card, "training": history}, module.prior.vae, module.dit)
     print(f"{target}: exported {experiment.training.stage} after {checkpoint['global_step']} steps")
     return target
-
-
-def validate(experiment: Experiment, prior: Path) -> dict[str, float]:
-    """The validation scores of an exported DiT, `val/loss` among them."""
-    options = experiment.trainer
-    trainer = L.Trainer(
-        accelerator=options.accelerator,
-        precision=runs.precision(experiment),
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        inference_mode=False,  # the posterior check takes gradients
-    )
-    trained = dataclasses.replace(experiment, init=str(prior))
-    (scores,) = trainer.validate(make_module(trained), datamodule=make_datamodule(trained), verbose=False)
-    return dict(scores)
 
 
 def make_datamodule(experiment: Experiment) -> ClipDataModule:
@@ -231,8 +212,11 @@ def check_checkpoint(path: Path, experiment: Experiment) -> dict[str, Any]:
     return checkpoint
 
 
-def _is_finished(experiment: Experiment, checkpoint: dict[str, Any]) -> bool:
-    training = experiment.training
+def _is_finished(experiment: Experiment, path: Path) -> bool:
+    """Whether the checkpoint `path` is there, and of a training that has spent its steps or its seconds."""
+    if not path.exists():
+        return False
+    checkpoint, training = check_checkpoint(path, experiment), experiment.training
     return checkpoint["global_step"] >= training.max_steps or 0 < training.max_seconds <= _seconds(checkpoint)
 
 
@@ -248,7 +232,7 @@ def _training_record(experiment: Experiment, checkpoint: dict[str, Any]) -> dict
         "seed": experiment.seed,
         "init": experiment.init,
         "steps": checkpoint["global_step"],
-        "seconds": round(_seconds(checkpoint)),
+        "seconds": round(_seconds(checkpoint), 1),
         "devices": checkpoint.get("devices", 1),
         "metrics": checkpoint.get("metrics", {}),
         "training": dataclasses.asdict(experiment.training),
