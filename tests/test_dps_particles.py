@@ -24,6 +24,15 @@ def test_one_particle_is_polyaks_sampler(problem):
     assert torch.equal(alone, dps_polyak_sample(prior, observation, replay(draws), steps=STEPS))
 
 
+def test_one_particle_cools_as_polyaks_sampler_does(problem):
+    prior, observation = problem
+    draws = normal(STEPS + 1, BATCH, *SHAPE, seed=2)
+    options = {"steps": STEPS, "temperature": 0.5}
+    alone = dps_particles_sample(prior, observation, replay(draws), particles=1, until=0.3, **options)
+    assert torch.equal(alone, dps_polyak_sample(prior, observation, replay(draws), cool_from=0.3, **options))
+    assert not torch.equal(alone, dps_polyak_sample(prior, observation, replay(draws), cool_from=0.6, **options))
+
+
 def test_the_best_of_independent_descents_is_returned(problem):
     """Chosen at the last step, of particles that must then have come down as if each were alone."""
     prior, observation = problem
@@ -72,7 +81,13 @@ def test_a_particle_that_is_lost_is_not_the_end_of_its_sample(problem):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"), [({"particles": 0}, "particles"), ({"until": 0.9}, "until"), ({"max_move": -1.0}, "max_move")]
+    ("wrong", "message"),
+    [
+        ({"particles": 0}, "particles"),
+        ({"until": 0.9}, "until"),
+        ({"max_move": -1.0}, "max_move"),
+        ({"temperature": -1.0}, "temperature"),
+    ],
 )
 def test_bad_settings_are_named(problem, wrong, message):
     prior, observation = problem

@@ -101,3 +101,28 @@ def test_no_step_is_longer_than_allowed(problem):
         states.append(heard[1])
     moved = (states[1] - states[0]).flatten(1).square().mean(dim=1).sqrt()
     torch.testing.assert_close(moved, torch.full_like(moved, 0.05), atol=1e-6, rtol=0)
+
+
+def test_temperature_cools_the_noise_of_settled_samples_alone():
+    """Unguided under a prior N(0, I), z is linear in its draws: the variance of every step is known."""
+    schedule, batch, steps = LinearSchedule(60, 1e-3, 0.2), 4000, 30
+    nothing = seen(torch.zeros(batch, 1, *SHAPE[1:]), lambda x: 0 * first_frame(x))
+    free, cool = (
+        dps_polyak_sample(
+            GaussianPrior(schedule), nothing, noise_source(batch), steps=steps, start=1.0, temperature=temperature,
+            cool_from=0.5,
+        )
+        for temperature in (1.0, 0.3)
+    )  # fmt: skip
+    variances = {1.0: 1.0, 0.3: 1.0}
+    for temperature in variances:
+        for step in schedule.respaced(steps):
+            last = variances[temperature] * step.alpha_bar_t  # of z0_hat, at the last step what is decoded
+            scale = step.sigma_t * (temperature if step.t <= 0.5 * 59 else 1.0)
+            weight = step.z_t_weight + step.z0_weight * step.alpha_bar_t**0.5
+            variances[temperature] = weight**2 * variances[temperature] + scale**2
+        variances[temperature] = last
+    assert variances[0.3] < 0.9 * variances[1.0]
+    for found, expected in ((free, variances[1.0]), (cool, variances[0.3])):
+        error = expected * (2 / found.numel()) ** 0.5
+        assert abs(found.var().item() - expected) < 4 * error

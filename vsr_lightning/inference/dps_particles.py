@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vsr_lightning.config import UserError
 from vsr_lightning.inference.dps import Observation, OnStep
-from vsr_lightning.inference.guidance import Estimate, estimate, polyak_move
+from vsr_lightning.inference.guidance import Estimate, estimate, noise_scale, polyak_move
 from vsr_lightning.models.prior import Prior
 
 
@@ -27,6 +27,7 @@ def dps_particles_sample(
     start: float = 0.85,
     particles: int = 4,
     until: float = 0.38,
+    temperature: float = 1.0,
     max_move: float = 0.3,
     on_step: OnStep | None = None,
 ) -> Tensor:
@@ -41,6 +42,7 @@ def dps_particles_sample(
         start: the first timestep, as a share of the schedule.
         particles: K, of each sample.
         until: the timestep, as a share of the schedule, from which only the best particle of a sample goes on.
+        temperature: factor on the noise that the steps of the chosen particle draw, see `noise_scale`.
         max_move: see `polyak_move`.
 
     Raises:
@@ -51,7 +53,7 @@ def dps_particles_sample(
     if not 0 <= until < start:
         raise UserError(f"sampler.until: {until} is not from 0 up to sampler.start, {start}")
     zeta = torch.as_tensor(zeta, dtype=torch.float32, device=observation.y.device)
-    last_together = until * (prior.schedule.num_steps - 1)
+    last_together = int(until * (prior.schedule.num_steps - 1))
     z_t = [noise() for _ in range(particles)]
     for index, step in enumerate(prior.schedule.respaced(steps, start=start)):
         # One after the other: the batch shape, and so the compiled networks, stay the same.
@@ -61,8 +63,9 @@ def dps_particles_sample(
             best = residuals.argmin(dim=0)
             z_t, guesses = [_choose(z_t, best)], [_best_estimate(guesses, best)]
         moves = [polyak_move(guess, observation.noise_norm, zeta, max_move) for guess in guesses]
+        scale = noise_scale(step, temperature, last_together)
         z_t = [
-            step.z_t_weight * z + step.z0_weight * guess.z0_hat + step.sigma_t * noise() - move
+            step.z_t_weight * z + step.z0_weight * guess.z0_hat + scale * noise() - move
             for z, guess, move in zip(z_t, guesses, moves, strict=True)
         ]
         if on_step is not None:

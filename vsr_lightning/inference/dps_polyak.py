@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vsr_lightning.inference.dps import Observation, OnStep
-from vsr_lightning.inference.guidance import estimate, polyak_move
+from vsr_lightning.inference.guidance import estimate, noise_scale, polyak_move
 from vsr_lightning.models.prior import Prior
 
 
@@ -24,6 +24,8 @@ def dps_polyak_sample(
     start: float = 0.85,
     spacing: str = "uniform",
     eta: float = 1.0,
+    temperature: float = 1.0,
+    cool_from: float = 0.4,
     max_move: float = 0.3,
     on_step: OnStep | None = None,
 ) -> Tensor:
@@ -37,14 +39,18 @@ def dps_polyak_sample(
         start: the first timestep, as a share of the schedule. Above 0.85 z_t is noise but for a thousandth of its
             variance, and a step of any size changes next to nothing.
         spacing, eta: of the timesteps, and the noise that steps draw, see `LinearSchedule.respaced`.
+        temperature: factor on the noise that steps draw from `cool_from` of the schedule down, see `noise_scale`; at 1
+            restorations are posterior samples.
         max_move: see `polyak_move`.
     """
     zeta = torch.as_tensor(zeta, dtype=torch.float32, device=observation.y.device)
+    settled = int(cool_from * (prior.schedule.num_steps - 1))
     z_t = noise()
     for index, step in enumerate(prior.schedule.respaced(steps, spacing, start, eta)):
         guess = estimate(prior, observation, z_t, step)
         move = polyak_move(guess, observation.noise_norm, zeta, max_move)
-        z_t = step.z_t_weight * z_t + step.z0_weight * guess.z0_hat + step.sigma_t * noise() - move
+        drawn = noise_scale(step, temperature, settled) * noise()
+        z_t = step.z_t_weight * z_t + step.z0_weight * guess.z0_hat + drawn - move
         if on_step is not None:
             on_step(index, step, guess.residual)
     return guess.x_hat

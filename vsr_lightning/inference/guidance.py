@@ -62,3 +62,18 @@ def polyak_move(estimate: Estimate, noise_norm: Tensor, zeta: Tensor, max_move: 
     # Divided one after the other: the square of a small slope underflows. No slope, no step.
     length = torch.where(slope > 0, (zeta * misfit / slope).clamp_max(longest) / slope, 0)
     return length.view(-1, 1, 1, 1, 1) * gradient
+
+
+def noise_scale(step: Step, temperature: float, cool_from: int) -> float:
+    """Standard deviation of what a step draws: sigma_t, and `temperature` times that from timestep `cool_from` down.
+
+    The mean of the step stays, so below 1 samples gather where the posterior is dense, and are no fair draws. At high
+    noise, where samples part ways, that does harm; from where they have settled, it only smooths them. (Sampling of
+    generative models at a temperature: Kingma & Dhariwal 2018, section 3.4.)
+
+    Raises:
+        UserError: the temperature is negative.
+    """
+    if not temperature >= 0:
+        raise UserError(f"sampler.temperature: {temperature} is not at least 0")
+    return step.sigma_t * (temperature if step.t <= cool_from else 1.0)
