@@ -1,5 +1,7 @@
 """Particles: with one it is Polyak's sampler, with several the best of independent descents goes on."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from test_dps import SHAPE, CurvedPrior, noise_source, normal, replay, seen
@@ -67,6 +69,23 @@ def test_after_the_choice_one_descent_is_paid_for(problem):
     assert [evaluated.count(t) for t in timesteps] == [PARTICLES if t >= first_alone else 1 for t in timesteps]
 
 
+def test_few_steps_together_and_more_for_the_chosen_one(problem):
+    prior, observation = problem
+    evaluated, heard, eps = [], [], prior.eps
+    prior.eps = lambda z_t, t: (evaluated.append(int(t[0])), eps(z_t, t))[1]
+    found = dps_particles_sample(
+        prior, observation, noise_source(BATCH), steps=STEPS, start=1.0, particles=PARTICLES, until=0.5, early=0.25,
+        on_step=lambda index, step, residual: heard.append(step),
+    )  # fmt: skip
+    assert found.isfinite().all()
+    timesteps = [step.t for step in heard]
+    assert timesteps[:5] == [59, 53, 47, 42, 36]  # a quarter of the steps, down to 30
+    assert timesteps[5:8] == [30, 28, 26]
+    assert len(timesteps) == STEPS
+    assert all(a.alpha_bar_prev == b.alpha_bar_t for a, b in pairwise(heard))  # each leads to where the next begins
+    assert [evaluated.count(t) for t in timesteps] == [PARTICLES] * 6 + [1] * 14
+
+
 def test_a_particle_that_is_lost_is_not_the_end_of_its_sample(problem):
     prior, observation = problem
     draws = normal(PARTICLES * (STEPS + 1), BATCH, *SHAPE, seed=3)
@@ -85,6 +104,8 @@ def test_a_particle_that_is_lost_is_not_the_end_of_its_sample(problem):
     [
         ({"particles": 0}, "particles"),
         ({"until": 0.9}, "until"),
+        ({"early": 0.0}, "early"),
+        ({"early": 0.5, "until": 0.0}, "early"),
         ({"max_move": -1.0}, "max_move"),
         ({"temperature": -1.0}, "temperature"),
     ],

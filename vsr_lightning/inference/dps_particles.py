@@ -15,6 +15,7 @@ from vsr_lightning.config import UserError
 from vsr_lightning.inference.dps import Observation, OnStep
 from vsr_lightning.inference.guidance import Estimate, estimate, noise_scale, polyak_move
 from vsr_lightning.models.prior import Prior
+from vsr_lightning.models.schedule import LinearSchedule, Step
 
 
 def dps_particles_sample(
@@ -27,6 +28,7 @@ def dps_particles_sample(
     start: float = 0.85,
     particles: int = 4,
     until: float = 0.38,
+    early: float | None = None,
     temperature: float = 1.0,
     max_move: float = 0.3,
     on_step: OnStep | None = None,
@@ -42,20 +44,21 @@ def dps_particles_sample(
         start: the first timestep, as a share of the schedule.
         particles: K, of each sample.
         until: the timestep, as a share of the schedule, from which only the best particle of a sample goes on.
+        early: share of the steps down to there, where each costs K times as much; None spaces all evenly.
         temperature: factor on the noise that the steps of the chosen particle draw, see `noise_scale`.
         max_move: see `polyak_move`.
 
     Raises:
-        UserError: `particles` or `until` is out of range.
+        UserError: `particles`, `until` or `early` is out of range.
     """
     if particles < 1:
         raise UserError(f"sampler.particles: {particles} is not at least 1")
     if not 0 <= until < start:
         raise UserError(f"sampler.until: {until} is not from 0 up to sampler.start, {start}")
     zeta = torch.as_tensor(zeta, dtype=torch.float32, device=observation.y.device)
-    last_together = int(until * (prior.schedule.num_steps - 1))
+    last_together = round(until * (prior.schedule.num_steps - 1))
     z_t = [noise() for _ in range(particles)]
-    for index, step in enumerate(prior.schedule.respaced(steps, start=start)):
+    for index, step in enumerate(_in_two_paces(prior.schedule, steps, start, until, early)):
         # One after the other: the batch shape, and so the compiled networks, stay the same.
         guesses = [estimate(prior, observation, z, step) for z in z_t]
         residuals = torch.stack([guess.residual for guess in guesses]).nan_to_num(nan=torch.inf)
@@ -71,6 +74,16 @@ def dps_particles_sample(
         if on_step is not None:
             on_step(index, step, residuals.amin(dim=0))  # not finite only if no particle is
     return guesses[0].x_hat
+
+
+def _in_two_paces(schedule: LinearSchedule, steps: int, start: float, until: float, early: float | None) -> list[Step]:
+    """Evenly spaced steps, or the share `early` of them from `start` to `until` and the others from there."""
+    if early is None:
+        return schedule.respaced(steps, start=start)
+    first = round(early * steps)
+    if not 0 < first < steps or until == 0:
+        raise UserError(f"sampler.early: {early} of {steps} steps leaves none before or after sampler.until, {until}")
+    return [*schedule.respaced(first, start=start, stop=until), *schedule.respaced(steps - first, start=until)]
 
 
 def _best_estimate(guesses: Sequence[Estimate], best: Tensor) -> Estimate:

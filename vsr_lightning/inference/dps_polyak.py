@@ -44,7 +44,7 @@ def dps_polyak_sample(
         max_move: see `polyak_move`.
     """
     zeta = torch.as_tensor(zeta, dtype=torch.float32, device=observation.y.device)
-    settled = int(cool_from * (prior.schedule.num_steps - 1))
+    settled = round(cool_from * (prior.schedule.num_steps - 1))
     z_t = noise()
     for index, step in enumerate(prior.schedule.respaced(steps, spacing, start, eta)):
         guess = estimate(prior, observation, z_t, step)
