@@ -82,7 +82,8 @@ def check(base: Experiment, variants: Mapping[str, Experiment]) -> None:
             try:
                 input_fingerprints(experiment)
             except UserError as error:
-                raise UserError(f"variants.{name}: {error}; train that first, or leave it out by `select`") from None
+                way_out = "train it first, or leave the variant out by select=[…]"
+                raise UserError(f"variants.{name}: {str(error).split(';')[0]}; {way_out}") from None
 
 
 def compare(base: Experiment, variants: Mapping[str, Experiment]) -> list[dict[str, Any]]:
