@@ -67,8 +67,7 @@ class Training:
                 raise UserError(f"training.{name}: '{getattr(self, name)}' is for stage dit; leave it out")
         _at_least(1, self, "training", "max_steps", "log_every", "save_every", "val_every", "check_steps")
         _at_least(0, self, "training", "warmup_steps", "decay_steps", "weight_decay", "grad_clip", "kl_weight")
-        _at_least(0, self, "training", "max_seconds")
-        _at_least(0, self, "training", "lr", "check_videos", "check_zeta")
+        _at_least(0, self, "training", "max_seconds", "lr", "check_videos", "check_zeta")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"training.betas: {self.betas} is not two numbers from 0 up to 1, as [0.9, 0.95]")
         if not 0 <= self.ema_decay < 1:

@@ -33,10 +33,12 @@ def train(experiment: Experiment) -> Path:
     check_clips(datamodule, module, experiment)
     folder = runs.open_run(experiment, "train", input_fingerprints(experiment))
     checkpoint = folder / "checkpoints" / "last.ckpt"
-    if _is_finished(experiment, checkpoint):
-        if runs.rank() == 0:
-            export(experiment, folder / "prior", datamodule)
-        return folder
+    if checkpoint.exists():
+        held = check_checkpoint(checkpoint, experiment)
+        if _is_finished(experiment, held["global_step"], _seconds(held)):
+            if runs.rank() == 0:
+                export(experiment, folder / "prior", datamodule)
+            return folder
     if experiment.trainer.compile == "always" or (
         experiment.trainer.compile == "auto"
         and runs.uses_gpu(experiment)
@@ -47,7 +49,8 @@ def train(experiment: Experiment) -> Path:
     with runs.matmul_precision("high" if runs.uses_gpu(experiment) else "highest"):  # TF32 where autocast has float32
         trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint if checkpoint.exists() else None)
     if trainer.is_global_zero:
-        if _is_finished(experiment, checkpoint):
+        (throughput,) = (callback for callback in trainer.callbacks if isinstance(callback, Throughput))  # type: ignore[attr-defined]
+        if _is_finished(experiment, trainer.global_step, throughput.seconds):
             export(experiment, folder / "prior", datamodule)
         else:
             print(f"{folder}: stopped at step {trainer.global_step}; the same command goes on from there")
@@ -62,7 +65,8 @@ def export(experiment: Experiment, target: Path, datamodule: ClipDataModule | No
     if not checkpoint_path.exists():
         raise UserError(f"{checkpoint_path}: no such file; train {experiment.name} first")
     checkpoint = check_checkpoint(checkpoint_path, experiment)
-    if not (experiment.unfinished or _is_finished(experiment, checkpoint_path)):
+    finished = _is_finished(experiment, checkpoint["global_step"], _seconds(checkpoint))
+    if not (finished or experiment.unfinished):
         raise UserError(
             f"{checkpoint_path}: at step {checkpoint['global_step']} of {experiment.training.max_steps}; "
             "go on with the training, or export all the same with unfinished=true"
@@ -212,12 +216,10 @@ def check_checkpoint(path: Path, experiment: Experiment) -> dict[str, Any]:
     return checkpoint
 
 
-def _is_finished(experiment: Experiment, path: Path) -> bool:
-    """Whether the checkpoint `path` is there, and of a training that has spent its steps or its seconds."""
-    if not path.exists():
-        return False
-    checkpoint, training = check_checkpoint(path, experiment), experiment.training
-    return checkpoint["global_step"] >= training.max_steps or 0 < training.max_seconds <= _seconds(checkpoint)
+def _is_finished(experiment: Experiment, steps: int, seconds: float) -> bool:
+    """Whether a training has spent its steps or its seconds."""
+    training = experiment.training
+    return steps >= training.max_steps or 0 < training.max_seconds <= seconds
 
 
 def _seconds(checkpoint: dict[str, Any]) -> float:
