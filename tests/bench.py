@@ -25,7 +25,6 @@ from vsr_lightning.degradation.downsample import Downsample
 from vsr_lightning.inference.dps import Observation, dps_sample
 from vsr_lightning.inference.noise import SamplerNoise
 from vsr_lightning.models.prior import Prior, load_prior
-from vsr_lightning.models.vae import compile_convolutions
 from vsr_lightning.models.video_dit import Attention
 
 Result = dict[str, Any]
@@ -152,8 +151,7 @@ def bench_sampling(
         measure("reference, eager float32", "sampling", reference, steps, whole),
         measure("ours, eager", "sampling", ours, steps, whole),
     ]
-    prior.dit.compile(dynamic=False)
-    compile_convolutions(prior.vae.decoder)
+    prior.compile_for_sampling()
     start = time.perf_counter()
     ours()
     first_use = time.perf_counter() - start

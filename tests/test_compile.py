@@ -9,7 +9,6 @@ from vsr_lightning.inference.dps import Observation, dps_sample
 from vsr_lightning.inference.noise import SamplerNoise
 from vsr_lightning.metrics import psnr
 from vsr_lightning.models.prior import load_prior
-from vsr_lightning.models.vae import compile_convolutions
 
 
 def test_compiled_and_plain_agree(tiny_prior):
@@ -24,8 +23,7 @@ def test_compiled_and_plain_agree(tiny_prior):
 
     plain = restore()
     try:
-        prior.dit.compile(dynamic=False)
-        compile_convolutions(prior.vae.decoder)
+        prior.compile_for_sampling()
         counters.clear()
         compiled = restore()
         assert counters["stats"]["unique_graphs"] == 2  # each network once: the first draw has the shape of all others

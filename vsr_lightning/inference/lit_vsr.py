@@ -17,7 +17,6 @@ from vsr_lightning.inference.noise import SampleKey, SamplerNoise, sensor_noise
 from vsr_lightning.metrics import scores
 from vsr_lightning.models.prior import Prior
 from vsr_lightning.models.schedule import Step
-from vsr_lightning.models.vae import compile_convolutions
 
 
 @dataclass
@@ -71,9 +70,8 @@ class LitVSR(L.LightningModule):
         self._cold = False  # compiled, but not run yet
 
     def compile_networks(self) -> None:
-        """Compile the two networks that every step differentiates. Pays for jobs of more than some minutes."""
-        self.prior.dit.compile(dynamic=False)
-        compile_convolutions(self.prior.vae.decoder)
+        """Pays for jobs of more than some minutes."""
+        self.prior.compile_for_sampling()
         self._cold = True
 
     def predict_step(self, batch: ObservationBatch, batch_idx: int) -> Restoration:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vsr_lightning import files
 from vsr_lightning.config import UserError, build
 from vsr_lightning.models.schedule import LinearSchedule
-from vsr_lightning.models.vae import VAE
+from vsr_lightning.models.vae import VAE, compile_convolutions
 from vsr_lightning.models.video_dit import VideoDiT
 
 FORMAT = 1
@@ -46,6 +46,11 @@ class Prior(nn.Module):
         """(F, C, H, W) of one video."""
         frames, _, h, w = self.latent_shape
         return frames, self.vae.in_channels, h * self.vae.downsampling, w * self.vae.downsampling
+
+    def compile_for_sampling(self) -> None:
+        """Compile, in place, the two networks that every guided step differentiates."""
+        self.dit.compile(dynamic=False)
+        compile_convolutions(self.vae.decoder)
 
     def encode(self, x: Tensor) -> Tensor:
         """Video (B, F, C, H, W) in [-1, 1] -> normalised posterior mean (B, F, c, h, w)."""
