@@ -86,24 +86,23 @@ def check(base: Experiment, variants: Mapping[str, Experiment]) -> None:
                 raise UserError(f"variants.{name}: {str(error).split(';')[0]}; {way_out}") from None
 
 
-def compare(base: Experiment, variants: Mapping[str, Experiment]) -> list[dict[str, Any]]:
+def compare(variants: Mapping[str, Experiment]) -> list[dict[str, Any]]:
     """A line with COLUMNS for each measured variant.
 
     `difference` is the PSNR of a variant less that of the first in the experiment, paired by video and noise instance,
     empty until that one is measured. Its standard error is over videos: it does not know that the same variant trained
     with another seed differs, too. `val_loss` compares only variants of one prediction and one VAE.
     """
-    reference: dict[tuple[Any, Any], float] = {}
+    measured = [experiment for experiment in variants.values() if _record_path(experiment).exists()]
+    first = next(iter(variants.values()))
+    reference = _scores(first) if first in measured else {}
     lines = []
-    for name, experiment in variants.items():
-        if not _record_path(experiment).exists():
-            continue
-        folder = _folder(experiment)
-        with files.reading(_record_path(experiment), "remove it to measure the variant again"):
-            record = json.loads(_record_path(experiment).read_text())
-        (line,) = results.read_table(folder / "sweep" / "summary.csv")
-        scores = _scores(folder / "sweep")
-        reference = scores if name == next(iter(variants)) else reference
+    for experiment in measured:
+        path = _record_path(experiment)
+        with files.reading(path, "remove it to measure the variant again"):
+            record = json.loads(path.read_text())
+        (line,) = results.read_table(_folder(experiment) / "sweep" / "summary.csv")
+        scores = _scores(experiment)
         pairs = [
             {"video": item[0], "difference": score - reference[item]}
             for item, score in scores.items()
@@ -118,7 +117,7 @@ def compare(base: Experiment, variants: Mapping[str, Experiment]) -> list[dict[s
 
 def write_summary(base: Experiment, variants: Mapping[str, Experiment]) -> list[str]:
     """Write `summary.csv` of the variants measured so far, if there are any; what to tell of it."""
-    lines = compare(base, variants)
+    lines = compare(variants)
     if not lines:
         return []
     path = _folder(base) / "summary.csv"
@@ -168,14 +167,13 @@ def _restoring(experiment: Experiment, seed: int) -> Experiment:
 def _common(experiment: Experiment) -> dict[str, Any]:
     """What all variants must share: the observations, the sampler and the clips that are restored."""
     identity = runs.identity(experiment, "sweep")
-    return {key: identity[key] for key in COMMON} | {
-        "data": make_datamodule(experiment).clips_name(experiment.grid.split)
-    }
+    clips = make_datamodule(experiment).clips_name(experiment.grid.split)
+    return {key: identity[key] for key in COMMON} | {"data": clips}
 
 
-def _scores(run_dir: Path) -> dict[tuple[Any, Any], float]:
+def _scores(experiment: Experiment) -> dict[tuple[Any, Any], float]:
     """PSNR of the first frame by video and noise instance, of the restorations that did not fail."""
-    rows = results.read_table(run_dir / "results.csv")
+    rows = results.read_table(_folder(experiment) / "sweep" / "results.csv")
     return {(row["video"], row["noise"]): row["psnr_first"] for row in rows if row["status"] == "ok"}
 
 
