@@ -101,7 +101,7 @@ ablation-vaes: $(READY) ## The VAEs with 4 and 16 channels that two of the ablat
 	$(VSR) train $(VAE) name=vae_4 vae.latent_channels=4 $(OVERRIDES)
 	$(VSR) train $(VAE) name=vae_16 vae.latent_channels=16 $(OVERRIDES)
 
-ablations: $(READY) ## Variants of the DiT, trained for equal seconds and compared on validation clips (a GPU hour)
+ablations: $(READY) ## Variants of the DiT, trained for equal seconds and compared on validation clips
 	$(VSR) ablate $(MNIST)/ablations.yaml $(OVERRIDES)
 
 oracle: $(READY) ## What the frame-count sweep's observations allow a method that is told the motion (minutes on a CPU)
