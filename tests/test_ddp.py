@@ -16,7 +16,14 @@ from vsr_lightning.evaluation.run import sweep
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "experiments" / "moving_mnist"
 CPU = ["trainer.accelerator=cpu", "trainer.progress=false", "data.digits=embedded"]
-SWEEP = ["sampler.steps=4", "sampler.zeta=100", "grid.videos=3", "grid.noises=1", "grid.num_frames=[1,3]"]
+SWEEP = [
+    "sampler.steps=4",
+    "sampler.zeta=100",
+    "sampler.restarts=[]",
+    "grid.videos=3",
+    "grid.noises=1",
+    "grid.num_frames=[1,3]",
+]
 VAE = [
     *("data.num_frames=2", "data.batch_size=1", "data.num_workers=0", "data.val_videos=2", "data.num_videos=7"),
     *("vae.latent_channels=4", "vae.widths=[8,8,8]", "vae.encoder_blocks=[1,1,1]", "vae.decoder_blocks=[1,1,1]"),

@@ -10,22 +10,22 @@ from vsr_lightning.models.schedule import LinearSchedule
 
 
 def test_descents_share_the_steps_by_their_lengths():
-    parts = descents(LinearSchedule(), steps=170, start=0.85, restarts=3, high=0.5, low=0.1)
+    parts = descents(LinearSchedule(), steps=170, start=0.85, restarts=[0.7, 0.5, 0.4], low=0.1)
     timesteps = [[step.t for step in part] for part in parts]
-    assert [len(part) for part in parts] == pytest.approx(
-        [170 * span / 2.05 for span in (0.75, 0.4, 0.4, 0.4, 0.1)], abs=1
-    )
+    assert [len(part) for part in parts] == pytest.approx([170 * span / 2.15 for span in (0.75, 0.6, 0.4, 0.4)], abs=1)
     assert sum(map(len, parts)) == 170
-    assert [part[0] for part in timesteps] == [849, 500, 500, 500, 100]
+    assert [part[0] for part in timesteps] == [849, 699, 500, 400]
+    low = LinearSchedule().respaced(1, start=0.1)[0].alpha_bar_t
     for part in parts[:-1]:
-        assert part[-1].alpha_bar_prev == pytest.approx(parts[-1][0].alpha_bar_t)
+        assert part[-1].alpha_bar_prev == pytest.approx(low)
     assert (timesteps[-1][-1], parts[-1][-1].alpha_bar_prev) == (0, 1.0)
 
 
-@pytest.mark.parametrize("restarts", [0, 2])
-def test_unguided_variance_is_the_closed_form(restarts):
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+@pytest.mark.parametrize("restarts", [[], [0.7, 0.5]])
+def test_unguided_variance_is_the_closed_form(restarts, temperature):
     """The sampler is linear for z_0 ~ N(0, I): its variance is the sum of the squared gains of its draws."""
-    levels = {"start": 1.0, "restarts": restarts, "high": 0.6, "low": 0.2}
+    levels = {"start": 1.0, "restarts": restarts, "low": 0.2}
     parts = descents(LinearSchedule(), steps=60, **levels)
     variance, level = 1.0, None
     for part in parts:
@@ -34,29 +34,33 @@ def test_unguided_variance_is_the_closed_form(restarts):
             variance = top / level * variance + 1 - top / level
         for step in part:
             gain = step.z_t_weight + step.z0_weight * step.alpha_bar_t**0.5  # z0_hat = sqrt(alpha_bar) z_t
-            last, variance = variance, gain**2 * variance + step.sigma_t**2
+            factor = temperature if part is parts[-1] and step.t <= 400 else 1.0
+            last, variance = variance, gain**2 * variance + (factor * step.sigma_t) ** 2
         level = part[-1].alpha_bar_prev
     expected = last * parts[-1][-1].alpha_bar_t
 
-    draws = 1 + 60 + restarts
+    draws = 1 + 60 + len(restarts)
     impulses = torch.eye(draws, dtype=torch.float64).view(draws, draws, 1, 1, 1, 1)
     observation = seen(torch.zeros(draws, 1, 1, 1, 1, dtype=torch.float64))
-    gains = dps_restart_sample(GaussianPrior(), observation, replay(impulses), steps=60, zeta=0.0, **levels)
+    gains = dps_restart_sample(
+        GaussianPrior(), observation, replay(impulses), steps=60, zeta=0.0, temperature=temperature, **levels
+    )
     assert gains.square().sum().item() == pytest.approx(expected, rel=1e-4)
-    assert expected == pytest.approx(1, abs=0.25)  # few steps of DDPM draw too little
+    if temperature == 1:
+        assert expected == pytest.approx(1, abs=0.25)  # few steps of DDPM draw too little
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"high": 0.05}, "low"),
-        ({"high": 0.9}, "start"),
+        ({"restarts": [0.6, 0.05]}, "0.05 is not above sampler.low"),
+        ({"restarts": [0.9]}, "at most the start"),
         ({"low": 0.0}, "low"),
-        ({"restarts": -1}, "restarts"),
-        ({"restarts": 9, "steps": 8}, "too few"),
+        ({"restarts": [0.5] * 9, "steps": 8}, "too few"),
+        ({"temperature": -1.0}, "temperature"),
     ],
 )
 def test_bad_levels_are_named(wrong, message):
-    options = {"steps": 20, "start": 0.85, "restarts": 2, "high": 0.5, "low": 0.1} | wrong
+    options = {"steps": 20, "start": 0.85, "restarts": [0.6, 0.4], "low": 0.1} | wrong
     with pytest.raises(UserError, match=message):
         dps_restart_sample(GaussianPrior(), seen(torch.zeros(1, *SHAPE)), noise_source(1), **options)

@@ -13,7 +13,15 @@ from vsr_lightning.evaluation.run import sweep
 
 SWEEP = Path(__file__).parents[1] / "experiments" / "moving_mnist" / "sweep_frames.yaml"
 TINY = [
-    *("data.digits=embedded", "data.test_videos=2", "sampler.steps=2", "sampler.zeta=0.5", "full=true", "figures=[]"),
+    *(
+        "data.digits=embedded",
+        "data.test_videos=2",
+        "sampler.steps=2",
+        "sampler.zeta=0.5",
+        "sampler.restarts=[]",
+        "full=true",
+        "figures=[]",
+    ),
     *("grid.videos=2", "grid.noises=2", "grid.num_frames=[1,3]", "grid.order=[random]"),
     *("trainer.accelerator=cpu", "trainer.progress=false", "trainer.batch_size=3"),
 ]
@@ -36,7 +44,7 @@ def test_nothing_is_written_and_nothing_pretended(overrides, tmp_path, capsys):
     assert told[0].endswith("frame_count: 8 restorations, 0 done, 8 missing")
     assert [line.split() for line in told[1:4]] == [["num_frames", "done", "missing"], ["1", "0", "4"], ["3", "0", "4"]]
     assert told[5] == "batches of at most 3, by device: 3"
-    assert told[6].startswith("time: unknown, nothing was measured yet of dps_polyak with tiny_prior@")
+    assert told[6].startswith("time: unknown, nothing was measured yet of dps_restart with tiny_prior@")
     # 8 videos of 40,960 bytes, twice two clips of three and a bit.
     assert told[7] == "disk: at most 1 MB"
 

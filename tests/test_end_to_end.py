@@ -24,7 +24,14 @@ DIT = [
     *("training.check_videos=1", "training.check_steps=2"),
 ]
 GRID = [
-    *("sampler.steps=3", "sampler.zeta=0.5", "grid.videos=2", "grid.noises=1", "grid.num_frames=[1,2,3]"),
+    *(
+        "sampler.steps=3",
+        "sampler.zeta=0.5",
+        "sampler.restarts=[]",
+        "grid.videos=2",
+        "grid.noises=1",
+        "grid.num_frames=[1,2,3]",
+    ),
     *("grid.order=[sequential,random]", "full=true"),
 ]
 

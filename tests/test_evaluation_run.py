@@ -23,10 +23,11 @@ from vsr_lightning.training.run import make_datamodule
 
 SWEEP = Path(__file__).parents[1] / "experiments" / "moving_mnist" / "sweep_frames.yaml"
 TINY = [
-    *("data.digits=embedded", "data.test_videos=2", "sampler.steps=3", "sampler.zeta=0.5"),
+    *("data.digits=embedded", "data.test_videos=2", "sampler.steps=3", "sampler.zeta=0.5", "sampler.restarts=[]"),
     *("grid.videos=2", "grid.noises=2", "grid.num_frames=[1,3]", "grid.order=[random]"),
     *("trainer.accelerator=cpu", "trainer.progress=false", "trainer.batch_size=3"),
 ]
+POLYAK = "vsr_lightning.inference.dps_polyak.dps_polyak_sample"
 ITEMS = 8
 CONTRACT = {
     *("video", "noise", "factor", "num_frames", "order", "sigma_h", "sigma_y", "sampler", "steps", "zeta"),
@@ -97,7 +98,7 @@ def test_files_of_the_contract_and_a_second_run_that_changes_nothing(tiny_prior,
     assert set(rows[0]) >= CONTRACT
     assert {row["dataset"] for row in rows} == {"moving_mnist embedded test"}
     assert {(row["sampler"], row["kernel"], row["factor"], row["prior"]) for row in rows} == {
-        ("dps_polyak", "gaussian", 8, f"tiny_prior@{fingerprint(tiny_prior)}")
+        ("dps_restart", "gaussian", 8, f"tiny_prior@{fingerprint(tiny_prior)}")
     }
     assert len(lines(folder)) == ITEMS
     assert [(line["num_frames"], line["n"]) for line in results.read_table(folder / "summary.csv")] == [(1, 4), (3, 4)]
@@ -330,9 +331,7 @@ def test_a_run_folder_of_another_configuration_is_refused(tiny_prior, tmp_path):
         ("grid.videos=3", r"grid.videos: 3 asked for, the test split has 2"),
         ("grid.steps=[2000]", r"sampler.steps: 2000 is not between"),
         ("sampler={target: vsr_lightning.inference.dps.dps_sample}", r"sampler.steps: missing for dps"),
-        ("sampler.max_move=-1", r"dps_polyak: sampler.max_move: -1 is not at least 0"),
-        ("sampler.eta=2", r"sampler.eta: 2 is not from 0"),
-        ("sampler.spacing=even", r"sampler.spacing: 'even' is none of"),
+        ("sampler.max_move=-1", r"dps_restart: sampler.max_move: -1 is not at least 0"),
         ("degradation.factor=7", r"factor"),
         ("grid.factor=[8,7]", r"degradation.factor=7, or grid.factor: must divide"),
         ("grid.kernel=[gaussian,cubic]", r"degradation.kernel=cubic, or grid.kernel: unknown; choose"),
@@ -343,6 +342,17 @@ def test_a_run_folder_of_another_configuration_is_refused(tiny_prior, tmp_path):
 def test_bad_input_is_told_before_anything_is_written(override, message, tiny_prior, tmp_path):
     with pytest.raises(UserError, match=message):
         sweep(experiment(tiny_prior, tmp_path / "runs", override))
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [("eta: 2", r"sampler.eta: 2 is not from 0"), ("spacing: even", r"sampler.spacing: 'even' is none of")],
+)
+def test_bad_settings_of_a_sampler_are_told_before_anything_is_written(setting, message, tiny_prior, tmp_path):
+    sampler = f"{{target: {POLYAK}, steps: 3, zeta: 0.5, {setting}}}"
+    with pytest.raises(UserError, match=message):
+        sweep(experiment(tiny_prior, tmp_path / "runs", f"sampler={sampler}"))
     assert not (tmp_path / "runs").exists()
 
 

@@ -198,7 +198,7 @@ def test_several_samplers_are_conditions_of_one_sweep():
 
 
 def test_which_samplers_a_sweep_has():
-    assert list(sampler_sections(load_config(SWEEP))) == ["dps_polyak"]
+    assert list(sampler_sections(load_config(SWEEP))) == ["dps_restart"]
     named = "samplers.mine={target: vsr_lightning.inference.dps.dps_sample, steps: 3, zeta: 1.0}"
     experiment = load_config(SWEEP, [named, "grid.sampler=[mine]"])
     assert sampler_sections(experiment) == {"mine": experiment.samplers["mine"]}

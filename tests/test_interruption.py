@@ -17,7 +17,15 @@ from vsr_lightning.evaluation import results
 EXPERIMENTS = Path(__file__).parents[1] / "experiments" / "moving_mnist"
 COMMON = ["data.digits=embedded", "trainer.accelerator=cpu", "trainer.progress=false"]
 SWEEP = [
-    *("data.test_videos=2", "sampler.steps=2", "sampler.zeta=0.5", "trainer.batch_size=1", "full=true", "figures=[]"),
+    *(
+        "data.test_videos=2",
+        "sampler.steps=2",
+        "sampler.zeta=0.5",
+        "sampler.restarts=[]",
+        "trainer.batch_size=1",
+        "full=true",
+        "figures=[]",
+    ),
     *("grid.videos=2", "grid.noises=2", "grid.num_frames=[1,3]", "grid.order=[random]"),
 ]
 ITEMS = 8

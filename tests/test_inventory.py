@@ -14,7 +14,14 @@ from vsr_lightning.inference.lit_vsr import LitVSR
 
 SWEEP = str(Path(__file__).parents[1] / "experiments" / "moving_mnist" / "sweep_frames.yaml")
 TINY = [
-    *("data.digits=embedded", "data.test_videos=2", "sampler.steps=2", "sampler.zeta=0.5", "full=true"),
+    *(
+        "data.digits=embedded",
+        "data.test_videos=2",
+        "sampler.steps=2",
+        "sampler.zeta=0.5",
+        "sampler.restarts=[]",
+        "full=true",
+    ),
     *("grid.videos=2", "grid.noises=2", "grid.num_frames=[1,3]", "grid.order=[random]"),
     *("trainer.accelerator=cpu", "trainer.progress=false", "trainer.batch_size=3"),
 ]

@@ -82,6 +82,12 @@ def test_observations_are_compared_apart(rows):
     assert "10 frames observed" in titles[2]
 
 
+def test_where_zeta_is_no_choice_only_seconds_are_drawn(rows):
+    chosen = [row for row in rows if (row["steps"], row["zeta"]) != (1000, 9.0)]
+    (axes,) = draw(compare(chosen), chosen).axes
+    assert axes.get_xlabel().startswith("seconds")
+
+
 def test_a_guidance_scale_of_zero_has_its_place(rows):
     figure = draw(compare([*rows, *(row | {"zeta": 0.0} for row in rows if row["steps"] == 100)]), rows)
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["0", "0.5", "3", "9"]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from vsr_lightning.figures.drawing import counts, operator, plural, save, short, source
 from vsr_lightning.figures.reading import Row, mean_and_error, read_means, read_ok_rows
@@ -123,28 +123,41 @@ def _differences(rows: Iterable[Row], reference: Iterable[Row]) -> list[tuple[st
 
 
 def draw(table: Sequence[Line], rows: Sequence[Row]) -> Figure:
-    """A pair of panels for each observation: PSNR against zeta; and, at each sampler's best zeta, against seconds."""
+    """A row for each observation: PSNR at each sampler's best zeta against seconds, and left of it against zeta.
+
+    Not against zeta where no sampler had a choice of it.
+    """
     by_observation, samplers = _group(table, observation_of), list(dict.fromkeys(line["sampler"] for line in table))
-    figure = Figure(figsize=(13.6, 0.8 + 4.2 * len(by_observation)), layout="constrained")
-    panels = figure.subplots(len(by_observation), 2, squeeze=False, sharey="row")
-    for (left, right), lines in zip(panels, by_observation.values(), strict=True):
+    columns = 2 if _zetas_were_compared(table) else 1
+    figure = Figure(figsize=(6.8 * columns, 0.8 + 4.2 * len(by_observation)), layout="constrained")
+    panels = figure.subplots(len(by_observation), columns, squeeze=False, sharey="row")
+    for row, lines in zip(panels, by_observation.values(), strict=True):
         for place, sampler in enumerate(samplers):
             if of_sampler := [line for line in lines if line["sampler"] == sampler]:
                 style = {"color": COLOURS(place % 10), "marker": MARKERS[place % len(MARKERS)]}
-                # Side by side, or equal settings would hide each other.
-                _draw_against_zeta(left, of_sampler, 1.02 ** (place - (len(samplers) - 1) / 2), style)
-                _draw_against_seconds(right, of_sampler, style)
-        _label_zetas(left, sorted({line["zeta"] for line in lines}))
-        left.set_title(_observation_title(lines[0]), fontsize=10)
-        left.set_ylabel("PSNR of the first frame (dB)")
-        right.set_xscale("log")
-        for axes in (left, right):
+                _draw_against_seconds(row[-1], of_sampler, style)
+                if columns == 2:
+                    # Side by side, or equal settings would hide each other.
+                    _draw_against_zeta(row[0], of_sampler, 1.02 ** (place - (len(samplers) - 1) / 2), style)
+        if columns == 2:
+            _label_zetas(row[0], sorted({line["zeta"] for line in lines}))
+        _label_seconds(row[-1])
+        row[0].set_title(_observation_title(lines[0]), fontsize=10)
+        row[0].set_ylabel("PSNR of the first frame (dB)")
+        for axes in row:
             axes.grid(alpha=0.3, linewidth=0.6)
-    panels[-1, 0].set_xlabel("guidance scale $\\zeta$; the darker, the more steps")
-    panels[-1, 1].set_xlabel("seconds a restoration, at the best $\\zeta$; beside it the number of steps")
+    if columns == 2:
+        panels[-1, 0].set_xlabel("guidance scale $\\zeta$; the darker, the more steps")
+    at_best = ", at the best $\\zeta$" if columns == 2 else ""
+    panels[-1, -1].set_xlabel(f"seconds a restoration{at_best}; beside it the number of steps")
     figure.legend(*_legend(panels.flat), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    figure.suptitle(f"{source(rows[0])}; {counts(rows)}", fontsize=10)
+    figure.suptitle(("; " if columns == 2 else "\n").join([source(rows[0]), counts(rows)]), fontsize=10)
     return figure
+
+
+def _zetas_were_compared(table: Iterable[Line]) -> bool:
+    by_sampler = _group(table, lambda line: (*observation_of(line), line["sampler"], line["steps"]))
+    return any(len({line["zeta"] for line in lines}) > 1 for lines in by_sampler.values())
 
 
 def _legend(panels: Iterable[Axes]) -> tuple[list[Any], list[str]]:
@@ -164,6 +177,13 @@ def _observation_title(line: Line) -> str:
 def _label_zetas(axes: Axes, zetas: Sequence[float]) -> None:
     axes.set_xscale("symlog" if 0 in zetas else "log")
     axes.set_xticks(zetas, [short(zeta) for zeta in zetas])
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _label_seconds(axes: Axes) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: short(seconds)))
     axes.xaxis.set_minor_locator(NullLocator())
 
 
