@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,15 +18,8 @@ from vsr_lightning.evaluation import results
 EXPERIMENTS = Path(__file__).parents[1] / "experiments" / "moving_mnist"
 COMMON = ["data.digits=embedded", "trainer.accelerator=cpu", "trainer.progress=false"]
 SWEEP = [
-    *(
-        "data.test_videos=2",
-        "sampler.steps=2",
-        "sampler.zeta=0.5",
-        "sampler.restarts=[]",
-        "trainer.batch_size=1",
-        "full=true",
-        "figures=[]",
-    ),
+    *("data.test_videos=2", "trainer.batch_size=1", "full=true", "figures=[]"),
+    *("sampler.steps=2", "sampler.zeta=0.5", "sampler.restarts=[]"),
     *("grid.videos=2", "grid.noises=2", "grid.num_frames=[1,3]", "grid.order=[random]"),
 ]
 ITEMS = 8
@@ -63,6 +57,16 @@ def test_sweeps_killed_two_hundred_times(sweep_arguments, tmp_path, capsys):
 
 def count_rows(folder):
     return len(results.read_rows(folder))
+
+
+def test_a_sweep_ends_when_it_is_told_to(sweep_arguments, tmp_path):
+    """By `kill`, or by SLURM when the time is up: not after the last batch."""
+    folder, log = tmp_path / "runs" / "frame_count", tmp_path / "log.txt"
+    process = start([*sweep_arguments, "sampler.steps=300"], log)
+    wait_until(lambda: count_rows(folder) >= 1, process)
+    process.terminate()
+    assert finish(process) == -signal.SIGTERM, log.read_text()
+    assert count_rows(folder) < ITEMS
 
 
 def test_a_rank_that_dies(sweep_arguments, tmp_path):

@@ -2,7 +2,9 @@
 
 import math
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,6 +148,9 @@ class RowSink(Callback):
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.clips = videos.ClipWriter(self.folder, trainer.global_rank)
+        if threading.current_thread() is threading.main_thread():
+            # Lightning only takes note of it, and its prediction loop never looks. What is on disk is whole.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def on_predict_batch_end(
         self,

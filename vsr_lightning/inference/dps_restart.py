@@ -76,7 +76,9 @@ def descents(
     """The steps of each descent, evenly spaced in t over all of them. Raises UserError."""
     for level in restarts:
         if not 0 < low < level <= start:
-            raise UserError(f"sampler.restarts: {level} is not above sampler.low, {low}, and at most the start, {start}")
+            raise UserError(
+                f"sampler.restarts: {level} is not above sampler.low, {low}, and at most the start, {start}"
+            )
     tops, bottoms = [start, *restarts], [*[low] * len(restarts), 0.0]
     lengths = [top - bottom for top, bottom in zip(tops, bottoms, strict=True)]
     shares = [sum(lengths[:count]) / sum(lengths) for count in range(len(lengths) + 1)]
