@@ -19,7 +19,7 @@ CPU = ["trainer.accelerator=cpu", "trainer.progress=false", "data.digits=embedde
 SWEEP = [
     "sampler.steps=4",
     "sampler.zeta=100",
-    "sampler.restarts=[]",
+    "sampler.restarts=[0.5]",
     "grid.videos=3",
     "grid.noises=1",
     "grid.num_frames=[1,3]",

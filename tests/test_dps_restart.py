@@ -1,5 +1,7 @@
 """Going back to more noise: the levels, and the variance that is left without guidance."""
 
+import math
+
 import pytest
 import torch
 from test_dps import SHAPE, GaussianPrior, noise_source, replay, seen
@@ -53,11 +55,20 @@ def test_unguided_variance_is_the_closed_form(restarts, temperature):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"restarts": [0.6, 0.05]}, "0.05 is not above sampler.low"),
-        ({"restarts": [0.9]}, "at most the start"),
+        ({"restarts": [0.6, 0.05]}, "low: 0.1 is not between 0 and the lowest of sampler.restarts, 0.05"),
+        ({"restarts": [0.9]}, "do not go down from sampler.start, 0.85"),
+        ({"restarts": [0.4, 0.6]}, "do not go down"),
+        ({"restarts": [0.6, math.nan]}, "restarts: nan is not from 0 to 1"),
+        ({"start": math.nan, "restarts": []}, "start: nan"),
         ({"low": 0.0}, "low"),
-        ({"restarts": [0.5] * 9, "steps": 8}, "too few"),
+        ({"low": -0.3, "restarts": []}, "low"),
+        ({"restarts": [0.5] * 9, "steps": 8}, "too few for 10 descents"),
+        ({"steps": 5000}, "5000 are more than the [0-9]+ timesteps of all descents"),
+        ({"steps": 0, "restarts": []}, "too few"),
         ({"temperature": -1.0}, "temperature"),
+        ({"temperature": math.inf}, "temperature"),
+        ({"cool_from": math.nan}, "cool_from"),
+        ({"cool_from": -3.0}, "cool_from"),
     ],
 )
 def test_bad_levels_are_named(wrong, message):

@@ -27,7 +27,7 @@ GRID = [
     *(
         "sampler.steps=3",
         "sampler.zeta=0.5",
-        "sampler.restarts=[]",
+        "sampler.restarts=[0.5]",
         "grid.videos=2",
         "grid.noises=1",
         "grid.num_frames=[1,2,3]",

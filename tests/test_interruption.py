@@ -1,16 +1,18 @@
 """Processes killed at any moment, a rank that dies, a full disk: the same command finishes what is missing."""
 
+import contextlib
 import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from killing import Killer, assert_same_results, finish, kill, start, start_ranks, wait_until
+from killing import PATIENCE, Killer, assert_same_results, finish, kill, start, start_ranks, wait_until
 
 from vsr_lightning.__main__ import main
 from vsr_lightning.evaluation import results
@@ -19,7 +21,7 @@ EXPERIMENTS = Path(__file__).parents[1] / "experiments" / "moving_mnist"
 COMMON = ["data.digits=embedded", "trainer.accelerator=cpu", "trainer.progress=false"]
 SWEEP = [
     *("data.test_videos=2", "trainer.batch_size=1", "full=true", "figures=[]"),
-    *("sampler.steps=2", "sampler.zeta=0.5", "sampler.restarts=[]"),
+    *("sampler.steps=2", "sampler.zeta=0.5", "sampler.restarts=[0.5]"),
     *("grid.videos=2", "grid.noises=2", "grid.num_frames=[1,3]", "grid.order=[random]"),
 ]
 ITEMS = 8
@@ -67,6 +69,31 @@ def test_a_sweep_ends_when_it_is_told_to(sweep_arguments, tmp_path):
     process.terminate()
     assert finish(process) == -signal.SIGTERM, log.read_text()
     assert count_rows(folder) < ITEMS
+
+
+def test_so_do_the_processes_that_it_started(sweep_arguments, tmp_path):
+    folder = tmp_path / "runs" / "frame_count"
+    arguments = [*sweep_arguments, "trainer.devices=2", "sampler.steps=300", "grid.noises=8"]
+    with (tmp_path / "log.txt").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-m", "vsr_lightning", *arguments], stdout=log, stderr=log)
+    deadline = time.monotonic() + PATIENCE
+    while sum(path.stat().st_size > 0 for path in folder.glob("rows/rank-*.jsonl")) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    started = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    (child,) = [pid for pid in started if b"vsr_lightning" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    process.terminate()
+    assert process.wait(PATIENCE) == -signal.SIGTERM, (tmp_path / "log.txt").read_text()
+    while is_alive(int(child)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_alive(int(child))
+    assert count_rows(folder) < 4 * ITEMS
+
+
+def is_alive(pid):
+    """Also not as a zombie that nobody has waited for."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
 
 
 def test_a_rank_that_dies(sweep_arguments, tmp_path):

@@ -275,7 +275,7 @@ def check_target(section: Mapping[str, Any], key: str) -> None:
         if name not in parameters:
             raise UserError(f"{key}.{name}: {section['target']} has no such parameter{_nearest(name, parameters)}")
         if not _fits(value, parameters[name]):
-            expected = getattr(parameters[name], "__name__", str(parameters[name]))
+            expected = _told(parameters[name])
             raise UserError(f"{key}.{name}: {value!r} is not of type {expected}")
 
 
@@ -381,6 +381,13 @@ def _fits(value: Any, hint: Any) -> bool:
     if typing.get_origin(hint) in (list, tuple, Sequence):
         return isinstance(value, list | tuple) and all(_fits(item, typing.get_args(hint)[0]) for item in value)
     return isinstance(value, hint) if inspect.isclass(hint) else True
+
+
+def _told(hint: Any) -> str:
+    """A type, in a user's words."""
+    if typing.get_origin(hint) in (list, tuple, Sequence):
+        return f"list of {_told(typing.get_args(hint)[0])}, written [..., ...]"
+    return getattr(hint, "__name__", str(hint))
 
 
 def _nearest(name: str, known: Any) -> str:

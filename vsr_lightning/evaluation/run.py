@@ -149,8 +149,7 @@ class RowSink(Callback):
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.clips = videos.ClipWriter(self.folder, trainer.global_rank)
         if threading.current_thread() is threading.main_thread():
-            # Lightning only takes note of it, and its prediction loop never looks. What is on disk is whole.
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, lambda signum, _: _end(trainer, signum))
 
     def on_predict_batch_end(
         self,
@@ -187,6 +186,17 @@ class RowSink(Callback):
         """The row to write: for an item that has one, no rival to it."""
         again = row["status"] == "ok" and results.item_key(row) in self.held.measured
         return row | {"status": RESTORED_AGAIN} if again else row
+
+
+def _end(trainer: L.Trainer, signum: int) -> None:
+    """End this process by a signal, and those that it has started, at once: what is on disk is whole.
+
+    Lightning only takes note of SIGTERM, and its prediction loop never looks.
+    """
+    if trainer.strategy.launcher is not None:
+        trainer.strategy.launcher.kill(signum)
+    signal.signal(signum, signal.SIG_DFL)
+    signal.raise_signal(signum)
 
 
 class SamplingProgress(Callback):

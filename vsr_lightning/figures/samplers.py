@@ -182,6 +182,7 @@ def _label_zetas(axes: Axes, zetas: Sequence[float]) -> None:
 
 def _label_seconds(axes: Axes) -> None:
     axes.set_xscale("log")
+    axes.margins(x=0.1)  # room for the number of steps beside the last point
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: short(seconds)))
     axes.xaxis.set_minor_locator(NullLocator())

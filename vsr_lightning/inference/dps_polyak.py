@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vsr_lightning.inference.dps import Observation, OnStep
-from vsr_lightning.inference.guidance import estimate, noise_scale, polyak_move
+from vsr_lightning.inference.guidance import estimate, noise_scale, polyak_move, timestep_of
 from vsr_lightning.models.prior import Prior
 
 
@@ -44,7 +44,7 @@ def dps_polyak_sample(
         max_move: see `polyak_move`.
     """
     zeta = torch.as_tensor(zeta, dtype=torch.float32, device=observation.y.device)
-    settled = round(cool_from * (prior.schedule.num_steps - 1))
+    settled = timestep_of(cool_from, prior.schedule, "cool_from")
     z_t = noise()
     for index, step in enumerate(prior.schedule.respaced(steps, spacing, start, eta)):
         guess = estimate(prior, observation, z_t, step)

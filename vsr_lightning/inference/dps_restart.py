@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vsr_lightning.config import UserError
 from vsr_lightning.inference.dps import Observation, OnStep
-from vsr_lightning.inference.guidance import estimate, noise_scale, polyak_move
+from vsr_lightning.inference.guidance import estimate, noise_scale, polyak_move, timestep_of
 from vsr_lightning.models.prior import Prior
 from vsr_lightning.models.schedule import LinearSchedule, Step
 
@@ -36,7 +36,7 @@ def dps_restart_sample(
     """Restore videos from their observation: one posterior sample each, (B, F, C, H, W).
 
     Steps are those of `dps_polyak_sample`: from `start` down to `low`, then from each level of `restarts` down to
-    `low`, but from the last of them down to 0. Levels are shares of the schedule.
+    `low`, but from the last of them down to 0. Levels are shares of the schedule, and no level is above an earlier one.
 
     Args:
         noise: draws (B, F, c, h, w), sample by sample from its own stream.
@@ -50,7 +50,7 @@ def dps_restart_sample(
         UserError: a level is out of range, or there are fewer steps than descents.
     """
     zeta = torch.as_tensor(zeta, dtype=torch.float32, device=observation.y.device)
-    settled = round(cool_from * (prior.schedule.num_steps - 1))
+    settled = timestep_of(cool_from, prior.schedule, "cool_from")
     parts = descents(prior.schedule, steps, start, restarts, low)
     z_t = noise()
     index = 0
@@ -74,18 +74,20 @@ def descents(
     schedule: LinearSchedule, steps: int, start: float, restarts: Sequence[float], low: float
 ) -> list[list[Step]]:
     """The steps of each descent, evenly spaced in t over all of them. Raises UserError."""
-    for level in restarts:
-        if not 0 < low < level <= start:
-            raise UserError(
-                f"sampler.restarts: {level} is not above sampler.low, {low}, and at most the start, {start}"
-            )
-    tops, bottoms = [start, *restarts], [*[low] * len(restarts), 0.0]
-    lengths = [top - bottom for top, bottom in zip(tops, bottoms, strict=True)]
-    shares = [sum(lengths[:count]) / sum(lengths) for count in range(len(lengths) + 1)]
+    tops = [timestep_of(start, schedule, "start"), *(timestep_of(level, schedule, "restarts") for level in restarts)]
+    bottom = timestep_of(low, schedule, "low")
+    if any(above < below for above, below in pairwise(tops)):
+        raise UserError(f"sampler.restarts: {[*restarts]} do not go down from sampler.start, {start}")
+    if restarts and not 0 < bottom < tops[-1]:
+        raise UserError(f"sampler.low: {low} is not between 0 and the lowest of sampler.restarts, {restarts[-1]}")
+    lengths = [top - bottom for top in tops[:-1]] + [tops[-1]]
+    shares = [sum(lengths[:count]) / max(1, sum(lengths)) for count in range(len(lengths) + 1)]
     counts = [after - before for before, after in pairwise(round(share * steps) for share in shares)]
     if min(counts) < 1:
-        raise UserError(f"sampler.steps: {steps} are too few for {len(restarts)} restarts")
+        raise UserError(f"sampler.steps: {steps} are too few for {len(tops)} descents")
+    if steps > sum(lengths):
+        raise UserError(f"sampler.steps: {steps} are more than the {sum(lengths)} timesteps of all descents")
+    starts, stops = [start, *restarts], [*[low] * len(restarts), 0.0]
     return [
-        schedule.respaced(count, start=top, stop=bottom)
-        for count, top, bottom in zip(counts, tops, bottoms, strict=True)
+        schedule.respaced(count, start=top, stop=stop) for count, top, stop in zip(counts, starts, stops, strict=True)
     ]

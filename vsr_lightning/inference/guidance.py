@@ -3,6 +3,7 @@
 `dps.py` is Algorithm 1, written out beside the paper; the other samplers are made of these parts.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from vsr_lightning.config import UserError
 from vsr_lightning.inference.dps import Observation
 from vsr_lightning.models.prior import Prior
-from vsr_lightning.models.schedule import Step
+from vsr_lightning.models.schedule import LinearSchedule, Step
 
 
 @dataclass
@@ -64,6 +65,13 @@ def polyak_move(estimate: Estimate, noise_norm: Tensor, zeta: Tensor, max_move: 
     return length.view(-1, 1, 1, 1, 1) * gradient
 
 
+def timestep_of(share: float, schedule: LinearSchedule, key: str) -> int:
+    """The timestep at a share of the schedule. Raises UserError, naming the sampler's key, if it is no share."""
+    if not 0 <= share <= 1:
+        raise UserError(f"sampler.{key}: {share} is not from 0 to 1, as a share of the schedule")
+    return round(share * (schedule.num_steps - 1))
+
+
 def noise_scale(step: Step, temperature: float, cool_from: int) -> float:
     """Standard deviation of what a step draws: sigma_t, and `temperature` times that from timestep `cool_from` down.
 
@@ -72,8 +80,8 @@ def noise_scale(step: Step, temperature: float, cool_from: int) -> float:
     generative models at a temperature: Kingma & Dhariwal 2018, section 3.4.)
 
     Raises:
-        UserError: the temperature is negative.
+        UserError: the temperature is negative or no number.
     """
-    if not temperature >= 0:
-        raise UserError(f"sampler.temperature: {temperature} is not at least 0")
+    if not 0 <= temperature < math.inf:
+        raise UserError(f"sampler.temperature: {temperature} is not a number of at least 0")
     return step.sigma_t * (temperature if step.t <= cool_from else 1.0)
