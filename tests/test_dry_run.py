@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tiny_sweep import SWEEP, TINY
 
 from vsr_lightning.__main__ import main
 from vsr_lightning.config import load_config
@@ -11,25 +12,10 @@ from vsr_lightning.evaluation import results, videos
 from vsr_lightning.evaluation.dry_run import dry_run
 from vsr_lightning.evaluation.run import sweep
 
-SWEEP = Path(__file__).parents[1] / "experiments" / "moving_mnist" / "sweep_frames.yaml"
-TINY = [
-    *(
-        "data.digits=embedded",
-        "data.test_videos=2",
-        "sampler.steps=2",
-        "sampler.zeta=0.5",
-        "sampler.restarts=[]",
-        "full=true",
-        "figures=[]",
-    ),
-    *("grid.videos=2", "grid.noises=2", "grid.num_frames=[1,3]", "grid.order=[random]"),
-    *("trainer.accelerator=cpu", "trainer.progress=false", "trainer.batch_size=3"),
-]
-
 
 @pytest.fixture
 def overrides(tiny_prior, tmp_path):
-    return [*TINY, f"prior={tiny_prior}", f"runs_dir={tmp_path / 'runs'}"]
+    return [*TINY, "full=true", "figures=[]", f"prior={tiny_prior}", f"runs_dir={tmp_path / 'runs'}"]
 
 
 def snapshot(folder):

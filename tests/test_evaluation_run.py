@@ -2,12 +2,12 @@
 
 import itertools
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from tiny_sweep import SWEEP, TINY
 
 from vsr_lightning.config import UserError, load_config
 from vsr_lightning.data.clip_store import write_store
@@ -21,12 +21,6 @@ from vsr_lightning.metrics import psnr, ssim, temporal_error
 from vsr_lightning.models.prior import fingerprint, load_prior, load_vae, read_card, save_prior
 from vsr_lightning.training.run import make_datamodule
 
-SWEEP = Path(__file__).parents[1] / "experiments" / "moving_mnist" / "sweep_frames.yaml"
-TINY = [
-    *("data.digits=embedded", "data.test_videos=2", "sampler.steps=3", "sampler.zeta=0.5", "sampler.restarts=[0.5]"),
-    *("grid.videos=2", "grid.noises=2", "grid.num_frames=[1,3]", "grid.order=[random]"),
-    *("trainer.accelerator=cpu", "trainer.progress=false", "trainer.batch_size=3"),
-]
 POLYAK = "vsr_lightning.inference.dps_polyak.dps_polyak_sample"
 ITEMS = 8
 CONTRACT = {
@@ -332,6 +326,7 @@ def test_a_run_folder_of_another_configuration_is_refused(tiny_prior, tmp_path):
         ("grid.steps=[2000]", r"sampler.steps: 2000 are more than the 1249 timesteps"),
         ("sampler={target: vsr_lightning.inference.dps.dps_sample}", r"sampler.steps: missing for dps"),
         ("sampler.max_move=-1", r"dps_restart: sampler.max_move: -1 is not at least 0"),
+        ("sampler.restarts=2", r"sampler.restarts: 2 is not of type list of float"),
         ("degradation.factor=7", r"factor"),
         ("grid.factor=[8,7]", r"degradation.factor=7, or grid.factor: must divide"),
         ("grid.kernel=[gaussian,cubic]", r"degradation.kernel=cubic, or grid.kernel: unknown; choose"),

@@ -6,25 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from damage import DAMAGES, empty, truncate
+from tiny_sweep import SWEEP, TINY
 
 from vsr_lightning.__main__ import main
 from vsr_lightning.evaluation import results, videos
 from vsr_lightning.evaluation.inventory import take_inventory
 from vsr_lightning.inference.lit_vsr import LitVSR
 
-SWEEP = str(Path(__file__).parents[1] / "experiments" / "moving_mnist" / "sweep_frames.yaml")
-TINY = [
-    *(
-        "data.digits=embedded",
-        "data.test_videos=2",
-        "sampler.steps=2",
-        "sampler.zeta=0.5",
-        "sampler.restarts=[]",
-        "full=true",
-    ),
-    *("grid.videos=2", "grid.noises=2", "grid.num_frames=[1,3]", "grid.order=[random]"),
-    *("trainer.accelerator=cpu", "trainer.progress=false", "trainer.batch_size=3"),
-]
 ITEMS, BATCH = 8, 3
 FIRST_LOOKS = [(0, 0, 1), (0, 0, 3)]  # (video, noise, frames) of the items whose clips are kept
 TABLES = ("results.csv", "summary.csv", "means.csv")
@@ -72,7 +60,7 @@ def finished(tiny_prior, tmp_path, capfd, monkeypatch):
 
     monkeypatch.setattr(LitVSR, "predict_step", spy)
     runs_dir = tmp_path / "runs"
-    arguments = ["sweep", SWEEP, *TINY, "figures=[]", f"prior={tiny_prior}", f"runs_dir={runs_dir}"]
+    arguments = ["sweep", str(SWEEP), *TINY, "full=true", "figures=[]", f"prior={tiny_prior}", f"runs_dir={runs_dir}"]
     return FinishedSweep(arguments, runs_dir / "frame_count", capfd, restored)
 
 
