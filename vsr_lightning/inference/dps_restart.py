@@ -1,4 +1,4 @@
-"""Posterior sampling that goes back: noise is added and removed again, guided, each time from a lower noise level.
+"""Posterior sampling that goes back: noise is added and removed again, guided, from ever lower noise levels.
 
 What a sample has settled on at high noise, where guidance knows least, a single descent never takes back. Going up
 again does (Restart, Xu et al. 2023, which descends without noise; RePaint, Lugmayr et al. 2022, with noise, as here):
@@ -58,11 +58,11 @@ def dps_restart_sample(
         if number > 0:
             kept = descent[0].alpha_bar_t / parts[number - 1][-1].alpha_bar_prev
             z_t = kept**0.5 * z_t + (1 - kept) ** 0.5 * noise()
-        coolness = temperature if number == len(parts) - 1 else 1.0
+        factor = temperature if number == len(parts) - 1 else 1.0
         for step in descent:
             guess = estimate(prior, observation, z_t, step)
             move = polyak_move(guess, observation.noise_norm, zeta, max_move)
-            drawn = noise_scale(step, coolness, settled) * noise()
+            drawn = noise_scale(step, factor, settled) * noise()
             z_t = step.z_t_weight * z_t + step.z0_weight * guess.z0_hat + drawn - move
             if on_step is not None:
                 on_step(index, step, guess.residual)
