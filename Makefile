@@ -27,7 +27,7 @@ SIM_READY := $(VENV)/.ready-sim
 VSR := $(VENV)/bin/python -m vsr_lightning
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-sim soak lint typecheck check data-mnist data-bair data-sim train-mnist train-bair \
+.PHONY: help setup demo demo-sim test test-sim soak lint typecheck check data-mnist data-bair data-sim train-mnist train-bair \
 	sweep-frames sweep-aliasing sweep-guidance ablation-vaes ablations oracle eval-bair figures report dashboard bench clean
 
 help: ## Show this list
@@ -48,6 +48,10 @@ $(SIM_READY): $(READY)
 
 demo: $(READY) ## Super-resolve one video from 1, 3 and 10 frames with the shipped prior (minutes on a CPU)
 	$(VSR) sweep $(MNIST)/demo.yaml prior=$(PRIOR) $(OVERRIDES)
+
+demo-sim: $(SIM_READY) ## Simulate one clip of robot pushing and super-resolve it 4x and 8x (minutes on a CPU)
+	$(VSR) data experiments/push_sim/demo.yaml $(OVERRIDES)
+	$(VSR) evaluate experiments/push_sim/demo.yaml $(OVERRIDES)
 
 test: $(READY) ## Run the tests (minutes on 2 cores)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
