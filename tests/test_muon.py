@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from vsr_lightning.models.video_dit import VideoDiT
-from vsr_lightning.training.muon import MuonWithAdamW, block_matrices
+from vsr_lightning.training.muon import BatchedMuon, MuonWithAdamW, block_matrices
 
 
 def make(lr=0.01):
@@ -43,6 +43,38 @@ def test_only_the_linear_layers_of_blocks_are_muons():
     assert not any("norm" in name or "table" in name for name in names)
     dit.blocks[0].requires_grad_(False)
     assert len(block_matrices(dit)) == 4
+
+
+def test_batched_updates_are_torchs():
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=generator) for shape in [(8, 24), (24, 8), (8, 8), (8, 24), (24, 8)]]
+    ours, theirs = ([nn.Parameter(matrix.clone()) for matrix in start] for _ in range(2))
+    optimizers = [
+        BatchedMuon(ours, lr=0.1, weight_decay=0.01),
+        torch.optim.Muon(theirs, lr=0.1, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+    ]
+    for _ in range(3):
+        for matrix, other in zip(ours, theirs, strict=True):
+            matrix.grad = torch.randn(matrix.shape, generator=generator)
+            other.grad = matrix.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for matrix, other, before in zip(ours, theirs, start, strict=True):
+        moved = (other - before).norm()
+        assert moved > 0.1
+        assert (matrix - other).norm() < 0.02 * moved  # bf16 products, in another order
+    states = [optimizer.state_dict() for optimizer in optimizers]
+    assert states[0]["state"].keys() == states[1]["state"].keys()
+    assert states[0]["state"][0].keys() == states[1]["state"][0].keys()
+
+
+def test_a_matrix_without_a_gradient_stays():
+    still, moving = nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(4, 4))
+    optimizer = BatchedMuon([still, moving], lr=0.1)
+    moving.grad = torch.eye(4)
+    optimizer.step()
+    assert torch.equal(still, torch.ones(4, 4))
+    assert not torch.equal(moving, torch.ones(4, 4))
 
 
 def test_updates_of_matrices_are_orthogonal():
