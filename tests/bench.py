@@ -11,6 +11,7 @@ import csv
 import json
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,11 +22,13 @@ from reference_dps import reference_dps
 from torch import Tensor, nn
 
 from vsr_lightning import runs
+from vsr_lightning.config import Experiment, load_config
 from vsr_lightning.degradation.downsample import Downsample
 from vsr_lightning.inference.dps import Observation, dps_sample
 from vsr_lightning.inference.noise import SamplerNoise
 from vsr_lightning.models.prior import Prior, load_prior
 from vsr_lightning.models.video_dit import Attention
+from vsr_lightning.training.run import make_datamodule, make_module, train
 
 Result = dict[str, Any]
 
@@ -222,6 +225,42 @@ def bench_training(
     ]
 
 
+def bench_experiment(experiment: Experiment, steps: int, device: torch.device) -> list[Result]:
+    """What `bench_training` leaves out: the loader, by itself, and all else that the `train` command does."""
+    batch = experiment.data["batch_size"]
+    rates = {"loader alone": loader_rate(experiment, steps, device), "train command": train_rate(experiment)}
+    dit = make_module(experiment).dit
+    flops = training_flops(dit, torch.zeros(1, *dit.latent_shape))
+    common = {"kind": "training", "batch": batch, "unit": "videos"}
+    return [
+        {"subject": name, **common, "per_second": rate} | ({"tflops": rate * flops / 1e12} if "train" in name else {})
+        for name, rate in rates.items()
+    ]
+
+
+def loader_rate(experiment: Experiment, steps: int, device: torch.device) -> float:
+    """Videos a second that reach the device, nothing being done with them."""
+    datamodule = make_datamodule(experiment)
+    batches = iter(datamodule.train_dataloader())
+    # What the workers have ready when the clock starts was made before it, so it must be little of the whole.
+    for _ in range(4):
+        next(batches)
+    start = time.perf_counter()
+    for _ in range(steps):
+        datamodule.on_after_batch_transfer(next(batches).to(device, non_blocking=True), 0)
+    synchronise(device)
+    return steps * datamodule.batch_size / (time.perf_counter() - start)
+
+
+def train_rate(experiment: Experiment) -> float:
+    """Videos a second of the `train` command, after the first step, which compiles."""
+    with tempfile.TemporaryDirectory() as folder:
+        experiment.runs_dir = folder
+        checkpoint = torch.load(train(experiment) / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)
+    videos = (checkpoint["global_step"] - 1) * experiment.data["batch_size"]
+    return videos / checkpoint["callbacks"]["Throughput"]["seconds"]
+
+
 # ---------------------------------------------------------------------------------------------- profiling
 
 
@@ -258,6 +297,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="sampler steps a measurement (50 on a GPU, 2 on a CPU)")
     parser.add_argument("--repeats", type=int, default=3, help="measurements, of which the median counts (%(default)s)")
     parser.add_argument("--profile", action="store_true", help="also write which kernels the time goes to")
+    parser.add_argument("--train", metavar="YAML", help="also the loader and the train command of this DiT experiment")
+    parser.add_argument("--train-steps", type=int, help="steps of those (300 on a GPU, 3 on a CPU)")
+    parser.add_argument("overrides", nargs="*", help="key=value, of the experiment of --train")
     options = parser.parse_args()
 
     on_gpu = torch.cuda.is_available()
@@ -271,10 +313,22 @@ def main() -> None:
     ]
     results = bench_sampling(options.prior, batch, steps, device, options.repeats, profiles[0])
     results += bench_training(options.prior, train_batch, device, options.repeats, profiles[1])
+    if options.train:
+        train_steps = options.train_steps or (300 if on_gpu else 3)
+        results += bench_experiment(short_training(options.train, options.overrides, train_steps), train_steps, device)
     for result in results:
-        result["share_of_matrix_rate"] = result["tflops"] * 1e12 / peak
+        if "tflops" in result:
+            result["share_of_matrix_rate"] = result["tflops"] * 1e12 / peak
     machine = {"matrix_tflops": peak / 1e12, "host": platform.machine(), **runs.describe_machine()}
     write(results, machine, options.output)
+
+
+def short_training(path: str, overrides: list[str], steps: int) -> Experiment:
+    """An experiment cut to so many steps, compiled on a GPU, and neither checked nor logged."""
+    compiled = "always" if torch.cuda.is_available() else "never"
+    settings = [f"training.max_steps={steps}", f"training.val_every={steps}", "training.check_videos=0"]
+    settings += [f"trainer.compile={compiled}", "trainer.progress=false", "logging.mode=disabled"]
+    return load_config(path, [*overrides, *settings])
 
 
 def write(results: list[Result], machine: dict[str, Any], folder: Path) -> None:
@@ -290,9 +344,10 @@ def write(results: list[Result], machine: dict[str, Any], folder: Path) -> None:
     for result in results:
         ratio = f", {result['ratio']:.2f} x the reference" if "ratio" in result else ""
         compiling = f", {result['first_use_seconds']:.0f} s on first use" if result.get("first_use_seconds") else ""
+        share = f", {result['tflops']:.2f} TFLOP/s ({result['share_of_matrix_rate']:.0%})" if "tflops" in result else ""
         print(
-            f"{result['subject']:26} batch {result['batch']:3}: {result['per_second']:9.2f} {result['unit']}/s, "
-            f"{result['tflops']:.2f} TFLOP/s ({result['share_of_matrix_rate']:.0%}){ratio}{compiling}"
+            f"{result['subject']:26} batch {result['batch']:3}: {result['per_second']:9.2f} {result['unit']}/s"
+            f"{share}{ratio}{compiling}"
         )
     print(folder / "bench.csv")
 

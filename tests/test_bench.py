@@ -3,10 +3,11 @@
 import csv
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from bench import forward_flops, guidance_flops, main
+from bench import bench_experiment, forward_flops, guidance_flops, main, short_training, training_flops
 from reference_dps import reference_dps
 from test_dps import SHAPE, CurvedPrior, first_frame, normal, replay, seen
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -16,6 +17,8 @@ from vsr_lightning.inference.dps import dps_sample
 from vsr_lightning.models.prior import load_prior
 from vsr_lightning.models.schedule import LinearSchedule
 from vsr_lightning.models.video_dit import VideoDiT
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("attention", ["full", "factorized"])
@@ -61,3 +64,29 @@ def test_a_tiny_run_keeps_its_table(tiny_prior, tmp_path, monkeypatch, capsys):
     machine = json.loads((tmp_path / "bench" / "machine.json").read_text())
     assert machine["matrix_tflops"] == 1
     assert "x the reference" in capsys.readouterr().out
+
+
+def test_the_loader_and_the_train_command_are_measured_too(tiny_prior, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    card = load_prior(tiny_prior).card
+    sizes = [f"dit.{key}={value}" for key, value in card["dit"].items() if key != "target"]
+    experiment = short_training(
+        str(ROOT / "experiments/moving_mnist/dit.yaml"),
+        [
+            *(f"training.vae_prior={tiny_prior}", "data.batch_size=2", "data.num_workers=0", "data.val_videos=2"),
+            *(
+                "data.digits=embedded",
+                f"data.num_frames={card['dit']['num_frames']}",
+                "trainer.accelerator=cpu",
+                *sizes,
+            ),
+        ],
+        steps=3,
+    )
+    loader, whole = bench_experiment(experiment, 3, torch.device("cpu"))
+    assert (loader["subject"], whole["subject"]) == ("loader alone", "train command")
+    assert loader["per_second"] > whole["per_second"] > 0
+    flops = training_flops(load_prior(tiny_prior).dit, torch.zeros(1, *load_prior(tiny_prior).latent_shape))
+    assert whole["tflops"] == pytest.approx(whole["per_second"] * flops / 1e12)
+    assert "tflops" not in loader
+    assert not (tmp_path / "runs").exists()
