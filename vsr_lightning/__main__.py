@@ -200,6 +200,7 @@ def _quiet() -> None:
         ".*Lazy modules.*",
         ".*lr_scheduler.step.*",
         ".*The `srun` command.*",
+        "Mismatch dtype between input and weight.*",  # RMSNorm's float32 weights under autocast
     ):
         warnings.filterwarnings("ignore", message)
 
