@@ -49,9 +49,11 @@ $(SIM_READY): $(READY)
 demo: $(READY) ## Super-resolve one video from 1, 3 and 10 frames with the shipped prior (minutes on a CPU)
 	$(VSR) sweep $(MNIST)/demo.yaml prior=$(PRIOR) $(OVERRIDES)
 
-demo-sim: $(SIM_READY) ## Simulate one clip of robot pushing and super-resolve it 4x and 8x (minutes on a CPU)
-	$(VSR) data experiments/push_sim/demo.yaml $(OVERRIDES)
-	$(VSR) evaluate experiments/push_sim/demo.yaml $(OVERRIDES)
+# The options of a sweep, as --limit 1, are not for `data`.
+demo-sim: PRIOR = data/checkpoints/push_sim
+demo-sim: $(SIM_READY) ## Simulate one clip of robot pushing and restore it from 4x and 8x (needs OpenGL's libraries)
+	$(VSR) data experiments/push_sim/demo.yaml $(foreach word,$(OVERRIDES),$(if $(findstring =,$(word)),$(word)))
+	$(VSR) evaluate experiments/push_sim/demo.yaml prior=$(PRIOR) $(OVERRIDES)
 
 test: $(READY) ## Run the tests (minutes on 2 cores)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile

