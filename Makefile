@@ -49,10 +49,9 @@ $(SIM_READY): $(READY)
 demo: $(READY) ## Super-resolve one video from 1, 3 and 10 frames with the shipped prior (minutes on a CPU)
 	$(VSR) sweep $(MNIST)/demo.yaml prior=$(PRIOR) $(OVERRIDES)
 
-# The options of a sweep, as --limit 1, are not for `data`.
 demo-sim: PRIOR = data/checkpoints/push_sim
 demo-sim: $(SIM_READY) ## Simulate one clip of robot pushing and restore it from 4x and 8x (needs OpenGL's libraries)
-	$(VSR) data experiments/push_sim/demo.yaml $(foreach word,$(OVERRIDES),$(if $(findstring =,$(word)),$(word)))
+	$(VSR) data experiments/push_sim/demo.yaml $(filter data.%,$(OVERRIDES))
 	$(VSR) evaluate experiments/push_sim/demo.yaml prior=$(PRIOR) $(OVERRIDES)
 
 test: $(READY) ## Run the tests (minutes on 2 cores)
