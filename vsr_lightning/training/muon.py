@@ -25,11 +25,7 @@ class BatchedMuon(Muon):
         super().__init__(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for matrix in group["params"]:
@@ -37,7 +33,6 @@ class BatchedMuon(Muon):
                     by_shape[matrix.shape].append(matrix)
             for matrices in by_shape.values():
                 self._update(matrices, group)
-        return loss
 
     def _update(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
         lr, momentum = group["lr"], group["momentum"]
