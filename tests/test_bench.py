@@ -73,13 +73,8 @@ def test_the_loader_and_the_train_command_are_measured_too(tiny_prior, tmp_path,
     experiment = short_training(
         str(ROOT / "experiments/moving_mnist/dit.yaml"),
         [
-            *(f"training.vae_prior={tiny_prior}", "data.batch_size=2", "data.num_workers=0", "data.val_videos=2"),
-            *(
-                "data.digits=embedded",
-                f"data.num_frames={card['dit']['num_frames']}",
-                "trainer.accelerator=cpu",
-                *sizes,
-            ),
+            *(f"training.vae_prior={tiny_prior}", "trainer.accelerator=cpu", "data.digits=embedded", *sizes),
+            *("data.batch_size=2", "data.num_workers=0", "data.val_videos=2"),
         ],
         steps=3,
     )

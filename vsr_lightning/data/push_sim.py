@@ -30,7 +30,7 @@ class PushSim(TrajectoryDataModule):
     """
 
     store_name = "push_sim"
-    ways_out = "simulate it with the `data` command of this experiment, for all of it make data-sim"
+    ways_out = "simulate it: make data-sim, or the `data` command with this experiment"
 
     def __init__(
         self,
