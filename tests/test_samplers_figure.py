@@ -7,7 +7,7 @@ from PIL import Image
 
 from vsr_lightning.evaluation.results import RowWriter, write_means, write_tables
 from vsr_lightning.figures.reading import read_table
-from vsr_lightning.figures.samplers import COLUMNS, compare, draw, make_figures
+from vsr_lightning.figures.samplers import COLUMNS, MARKERS, compare, draw, make_figures
 
 CONDITION = {
     "factor": 8,
@@ -86,6 +86,14 @@ def test_where_zeta_is_no_choice_only_seconds_are_drawn(rows):
     chosen = [row for row in rows if (row["steps"], row["zeta"]) != (1000, 9.0)]
     (axes,) = draw(compare(chosen), chosen).axes
     assert axes.get_xlabel().startswith("seconds")
+
+
+def test_settings_that_take_as_long_stand_side_by_side_under_one_label(rows):
+    slower = [row | {"sampler": "slower", "steps": 850, "seconds": 9.0} for row in rows if row["steps"] == 1000]
+    axes = draw(compare([*rows, *slower]), rows).axes[1]
+    assert [text.get_text() for text in axes.texts] == ["100", "250", "850, 1000"]
+    places = [x for line in axes.lines if line.get_marker() in MARKERS for x in line.get_xdata()]
+    assert len(set(places)) == len(places) == 4
 
 
 def test_a_guidance_scale_of_zero_has_its_place(rows):

@@ -27,6 +27,7 @@ COLUMNS = (
     *(*OBSERVATION, "sampler", "steps", "zeta", "seconds", METRIC, f"{METRIC}_se", f"{METRIC}_of_mean"),
     *("difference", "difference_se", "videos"),
 )
+SAME_TIME = 1.2  # ratio of seconds, below which settings are drawn as a group
 COLOURS = colormaps["tab10"]
 MARKERS = "osD^vPX*"
 Line = Mapping[str, Any]  # of the table that `compare` makes
@@ -132,16 +133,18 @@ def draw(table: Sequence[Line], rows: Sequence[Row]) -> Figure:
     figure = Figure(figsize=(6.8 * columns, 0.8 + 4.2 * len(by_observation)), layout="constrained")
     panels = figure.subplots(len(by_observation), columns, squeeze=False, sharey="row")
     for row, lines in zip(panels, by_observation.values(), strict=True):
+        groups = _equally_fast(lines)
         for place, sampler in enumerate(samplers):
             if of_sampler := [line for line in lines if line["sampler"] == sampler]:
                 style = {"color": COLOURS(place % 10), "marker": MARKERS[place % len(MARKERS)]}
-                _draw_against_seconds(row[-1], of_sampler, style)
+                _draw_against_seconds(row[-1], of_sampler, groups, style)
                 if columns == 2:
                     # Side by side, or equal settings would hide each other.
                     _draw_against_zeta(row[0], of_sampler, 1.02 ** (place - (len(samplers) - 1) / 2), style)
         if columns == 2:
             _label_zetas(row[0], sorted({line["zeta"] for line in lines}))
         _label_seconds(row[-1])
+        _label_steps(row[-1], groups)
         row[0].set_title(_observation_title(lines[0]), fontsize=10)
         row[0].set_ylabel("PSNR of the first frame (dB)")
         for axes in row:
@@ -149,7 +152,7 @@ def draw(table: Sequence[Line], rows: Sequence[Row]) -> Figure:
     if columns == 2:
         panels[-1, 0].set_xlabel("guidance scale $\\zeta$; the darker, the more steps")
     at_best = ", at the best $\\zeta$" if columns == 2 else ""
-    panels[-1, -1].set_xlabel(f"seconds a restoration{at_best}; beside it the number of steps")
+    panels[-1, -1].set_xlabel(f"seconds a restoration{at_best}; on top the number of steps")
     figure.legend(*_legend(panels.flat), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     figure.suptitle(("; " if columns == 2 else "\n").join([source(rows[0]), counts(rows)]), fontsize=10)
     return figure
@@ -182,7 +185,7 @@ def _label_zetas(axes: Axes, zetas: Sequence[float]) -> None:
 
 def _label_seconds(axes: Axes) -> None:
     axes.set_xscale("log")
-    axes.margins(x=0.1)  # room for the number of steps beside the last point
+    axes.margins(x=0.1, y=0.1)  # room for the numbers of steps at the top
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: short(seconds)))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -197,16 +200,50 @@ def _draw_against_zeta(axes: Axes, lines: Sequence[Line], aside: float, style: d
         _errorbar(axes, [aside * line["zeta"] for line in points], points, alpha=darkness, **style)
 
 
-def _draw_against_seconds(axes: Axes, lines: Sequence[Line], style: dict[str, Any]) -> None:
-    best: dict[int, Line] = {}
-    for line in lines:
-        if line["steps"] not in best or line[METRIC] > best[line["steps"]][METRIC]:
-            best[line["steps"]] = line
-    points = sorted(best.values(), key=lambda line: line["seconds"])
-    _errorbar(axes, [line["seconds"] for line in points], points, label=str(lines[0]["sampler"]), **style)
-    for line in points:
-        place = line["seconds"], line[METRIC]
-        axes.annotate(str(line["steps"]), place, (5, 4), textcoords="offset points", fontsize=8, color=style["color"])
+def _draw_against_seconds(
+    axes: Axes, lines: Sequence[Line], groups: Sequence[Sequence[Line]], style: dict[str, Any]
+) -> None:
+    """A sampler's points, those of a group side by side, or they would hide each other."""
+    points = [
+        (line["seconds"] * 1.025 ** (place - (len(group) - 1) / 2), line)
+        for group in groups
+        for place, line in enumerate(group)
+        if line["sampler"] == lines[0]["sampler"]
+    ]
+    seconds, lines = zip(*points, strict=True)
+    _errorbar(axes, seconds, lines, label=str(lines[0]["sampler"]), **style)
+
+
+def _equally_fast(lines: Iterable[Line]) -> list[list[Line]]:
+    """Settings whose seconds differ by less than noise, in order of seconds; of each sampler and number of steps the
+    one with the best zeta."""
+    settings = _group(lines, lambda line: (line["sampler"], line["steps"])).values()
+    best = [max(group, key=lambda line: line[METRIC]) for group in settings]
+    groups: list[list[Line]] = []
+    for line in sorted(best, key=lambda line: line["seconds"]):
+        if groups and line["seconds"] < SAME_TIME * groups[-1][0]["seconds"]:
+            groups[-1].append(line)
+        else:
+            groups.append([line])
+    return [sorted(group, key=lambda line: (line["steps"], line["sampler"])) for group in groups]
+
+
+def _label_steps(axes: Axes, groups: Iterable[Sequence[Line]]) -> None:
+    """The numbers of steps above each group."""
+    for group in groups:
+        steps = ", ".join(str(number) for number in sorted({line["steps"] for line in group}))
+        place = math.exp(sum(math.log(line["seconds"]) for line in group) / len(group)), 1.0  # at the upper edge
+        axes.annotate(
+            steps,
+            place,
+            xycoords=axes.get_xaxis_transform(),
+            xytext=(0, -3),
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            fontsize=8,
+            color="dimgrey",
+        )
 
 
 def _errorbar(axes: Axes, x: Sequence[float], points: Sequence[Line], **style: Any) -> None:
