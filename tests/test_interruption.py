@@ -71,22 +71,33 @@ def test_a_sweep_ends_when_it_is_told_to(sweep_arguments, tmp_path):
     assert count_rows(folder) < ITEMS
 
 
-def test_so_do_the_processes_that_it_started(sweep_arguments, tmp_path):
+@pytest.mark.parametrize("moment", ["as soon as they are there", "at work"])
+def test_so_do_the_processes_that_it_started(sweep_arguments, tmp_path, moment):
     folder = tmp_path / "runs" / "frame_count"
     arguments = [*sweep_arguments, "trainer.devices=2", "sampler.steps=300", "grid.noises=8"]
     with (tmp_path / "log.txt").open("wb") as log:
         process = subprocess.Popen([sys.executable, "-m", "vsr_lightning", *arguments], stdout=log, stderr=log)
-    deadline = time.monotonic() + PATIENCE
-    while sum(path.stat().st_size > 0 for path in folder.glob("rows/rank-*.jsonl")) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    started = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    (child,) = [pid for pid in started if b"vsr_lightning" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+    def wait_for(condition, patience=PATIENCE):
+        deadline = time.monotonic() + patience
+        while not condition() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert condition(), (tmp_path / "log.txt").read_text()
+
+    wait_for(lambda: children(process.pid))
+    if moment == "at work":
+        wait_for(lambda: sum(path.stat().st_size > 0 for path in folder.glob("rows/rank-*.jsonl")) == 2)
+    (child,) = children(process.pid)
     process.terminate()
     assert process.wait(PATIENCE) == -signal.SIGTERM, (tmp_path / "log.txt").read_text()
-    while is_alive(int(child)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not is_alive(int(child))
+    wait_for(lambda: not is_alive(child), patience=3)  # by itself it would look for the dead one for longer
     assert count_rows(folder) < 4 * ITEMS
+
+
+def children(pid):
+    """The processes of this project that one has started."""
+    started = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in started if b"vsr_lightning" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 def is_alive(pid):

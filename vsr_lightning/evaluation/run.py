@@ -80,6 +80,7 @@ def _restore(job: Job, missing: list[Item], held: Inventory, folder: Path, rows:
         inference_mode=False,  # guidance takes gradients
         benchmark=True,  # batches have one shape
     )
+    _end_when_told(trainer)
     trainer.predict(module, datamodule=MissingItems(job, missing), return_predictions=False)
     trainer.strategy.barrier()
 
@@ -148,8 +149,7 @@ class RowSink(Callback):
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.clips = videos.ClipWriter(self.folder, trainer.global_rank)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, lambda signum, _: _end(trainer, signum))
+        _end_when_told(trainer)  # again: Lightning has set handlers of its own
 
     def on_predict_batch_end(
         self,
@@ -188,15 +188,20 @@ class RowSink(Callback):
         return row | {"status": RESTORED_AGAIN} if again else row
 
 
-def _end(trainer: L.Trainer, signum: int) -> None:
-    """End this process by a signal, and those that it has started, at once: what is on disk is whole.
+def _end_when_told(trainer: L.Trainer) -> None:
+    """On SIGTERM, end this process, and those that the trainer has started, at once: what is on disk is whole.
 
     Lightning only takes note of SIGTERM, and its prediction loop never looks.
     """
-    if trainer.strategy.launcher is not None:
-        trainer.strategy.launcher.kill(signum)
-    signal.signal(signum, signal.SIG_DFL)
-    signal.raise_signal(signum)
+
+    def end(signum: int, _: Any) -> None:
+        if trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(signum)
+        signal.signal(signum, signal.SIG_DFL)
+        signal.raise_signal(signum)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, end)
 
 
 class SamplingProgress(Callback):

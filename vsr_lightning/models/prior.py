@@ -152,7 +152,8 @@ def read_card(folder: str | Path) -> dict[str, Any]:
         card = yaml.safe_load(path.read_text())
     except FileNotFoundError:
         raise UserError(
-            f"{path}: no such file; name a prior's folder, as prior=data/checkpoints/moving_mnist"
+            f"{path}: no such file; name a prior's folder, as prior=data/checkpoints/moving_mnist, or train one and "
+            "`export` it"
         ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         raise UserError(f"{path}: cannot be read as a prior's card; export the prior again") from None
