@@ -42,24 +42,50 @@ def run_dir(tmp_path):
 def test_convergence_is_paired_by_video(run_dir):
     make_figures(run_dir)
     lines = {
-        (int(line["factor"]), int(line["num_frames"])): line
+        (int(line["factor"]), int(line["num_frames"]), float(line["blurriest"])): line
         for line in csv.DictReader((run_dir / "convergence.csv").open())
     }
-    assert set(lines) == {(4, 1), (4, 10), (8, 1), (8, 10)}
-    apart, together = lines[8, 10], lines[4, 10]
+    assert set(lines) == {(factor, frames, to) for factor in (4, 8) for frames in (1, 10) for to in (4.0, 10.0)}
+    apart, less_apart, together = lines[8, 10, 10.0], lines[8, 10, 4.0], lines[4, 10, 10.0]
     assert float(apart["spread"]) == pytest.approx(3)
+    assert float(less_apart["spread"]) == pytest.approx(1.2)
     assert float(apart["difference"]) == pytest.approx(3)
     assert float(apart["difference_se"]) == pytest.approx(0, abs=1e-9)  # videos differ, their differences do not
+    assert float(apart["spread_se"]) == pytest.approx(0, abs=1e-9)
     assert float(together["spread"]) == pytest.approx(0)
-    assert (apart["sharpest"], apart["blurriest"], apart["videos"]) == ("0.0", "10.0", "2")
+    assert (apart["sharpest"], apart["spread_oracle"], apart["videos"]) == ("0.0", "", "2")
 
 
 def test_spread_is_of_the_best_width_not_of_the_sharpest():
     rows = [item(8, 1, width, 0, 0, psnr) for width, psnr in ((0.0, 17.0), (2.0, 19.0), (4.0, 18.0))]
-    (line,) = convergence(rows)
+    _, line = convergence(rows)
     assert line["spread"] == pytest.approx(2)
     assert line["difference"] == pytest.approx(-1)
     assert math.isnan(line["difference_se"])
+    assert math.isnan(line["spread_se"])
+
+
+def test_the_error_of_a_spread_is_that_of_a_difference_where_one_width_is_always_best():
+    """The jackknife of a mean is its standard error."""
+    losses = (0.5, 1.0, 3.0, 1.5)
+    rows = [
+        item(8, 1, width, video, 0, 20 - video - width * loss)
+        for video, loss in enumerate(losses)
+        for width in (0.0, 1.0)
+    ]
+    (line,) = convergence(rows)
+    assert line["spread"] == pytest.approx(np.mean(losses))
+    assert line["spread_se"] == pytest.approx(np.std(losses, ddof=1) / 2)
+    assert line["spread_se"] == pytest.approx(line["difference_se"])
+
+
+def test_the_oracles_spread_stands_beside_where_it_was_asked_for_all_widths():
+    rows = [item(8, 1, width, 0, 0, 20.0) for width in (0.0, 2.0, 4.0)]
+    oracle = [{**row, "psnr_first": 20.0 - row["sigma_h"]} for row in rows[:2]]
+    assert [line["spread_oracle"] for line in convergence(rows, oracle)] == [2.0, None]
+    assert [line["spread_oracle"] for line in convergence(rows, [{**row, "num_frames": 2} for row in oracle])] == [
+        None
+    ] * 2
 
 
 def test_fig5_has_a_panel_for_each_factor_and_a_curve_for_each_width(run_dir):

@@ -5,10 +5,12 @@ frames are added; `convergence.csv` says by how much they do.
 Shapes: F frames, H W pixels (h w low resolution), C channels. PSNR in dB, widths in high-resolution pixels.
 """
 
+import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from matplotlib import colormaps
@@ -42,7 +44,10 @@ from vsr_lightning.files import write_table
 METRIC = "psnr_first"
 SETTING = ("prior", "dataset", "seed", "order", "sigma_y", "sampler", "steps", "zeta")
 COLOURS = colormaps["viridis"]
-CONVERGENCE = ("factor", "num_frames", "sharpest", "blurriest", "spread", "difference", "difference_se", "videos")
+CONVERGENCE = (
+    *("factor", "num_frames", "sharpest", "blurriest", "spread", "spread_se", "spread_oracle"),
+    *("difference", "difference_se", "videos"),
+)
 
 
 def make_figures(run_dir: Path) -> list[Path]:
@@ -55,8 +60,9 @@ def make_figures(run_dir: Path) -> list[Path]:
         save(draw_fig4(*pair), paths[-1])
     if rows := _of_one_setting(read_ok_rows(run_dir / "results.csv")):
         paths += [run_dir / "fig5.png", run_dir / "convergence.csv"]
-        save(draw_fig5(rows, read_oracle(run_dir / "oracle.csv")), paths[-2])
-        write_table(paths[-1], CONVERGENCE, convergence(rows))
+        oracle = read_oracle(run_dir / "oracle.csv")
+        save(draw_fig5(rows, oracle), paths[-2])
+        write_table(paths[-1], CONVERGENCE, convergence(rows, oracle))
     return paths
 
 
@@ -72,30 +78,55 @@ def _of_one_setting(rows: Iterable[Row]) -> list[Row]:
 # ---------------------------------------------------------------------------------------- statistics
 
 
-def convergence(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """How far apart the blur widths are, for each factor and number of observed frames.
+def convergence(rows: Iterable[Row], oracle: Sequence[Row] = ()) -> list[dict[str, Any]]:
+    """How far apart the blur widths are, for each factor, number of observed frames and range of widths.
 
     Args:
         rows: items of `results.csv`, of one order of frames and one sensor noise.
+        oracle: conditions of `oracle.csv`.
 
     Returns:
-        Lines with the columns CONVERGENCE: `spread`, the best mean over widths minus the worst one; `difference`, the
-        sharpest width (`sharpest`) minus the blurriest, paired by video, with its standard error over videos (nan for a
-        single video).
+        Lines with the columns CONVERGENCE. A range goes from the sharpest width to each of the others (`sharpest`,
+        `blurriest`). `spread` is the best mean over its widths minus the worst one, with a standard error by the
+        jackknife over videos (Efron 1982, Eq. 3.1); `spread_oracle` is the oracle's, None where it was not asked for
+        them all; `difference` is the range's first width minus its last, paired by video, with its standard error.
+        Errors are nan for a single video.
     """
     lines = []
     for (factor, num_frames), group in sorted(_group(rows, _factor, _num_frames).items()):
-        by_width = {width: _video_means(of_width) for (width,), of_width in _group(group, _width).items()}
-        means = [mean_and_error(means.items())[0] for means in by_width.values()]
-        first, last = min(by_width), max(by_width)
-        pairs = [
-            (video, by_width[first][video] - by_width[last][video])
-            for video in by_width[first].keys() & by_width[last].keys()
-        ]
-        difference, error, videos = mean_and_error(pairs)
-        values = (factor, num_frames, first, last, max(means) - min(means), difference, error, videos)
-        lines.append(dict(zip(CONVERGENCE, values, strict=True)))
+        of_widths = {width: of_width for (width,), of_width in sorted(_group(group, _width).items())}
+        by_width = {width: _video_means(of_width) for width, of_width in of_widths.items()}
+        limits = {width: dict(_of_oracle(oracle, of_width[0])) for width, of_width in of_widths.items()}
+        widths = list(of_widths)
+        for count in range(2, len(widths) + 1):
+            chosen = [by_width[width] for width in widths[:count]]
+            pairs = [(video, chosen[0][video] - chosen[-1][video]) for video in chosen[0].keys() & chosen[-1].keys()]
+            known = [limits[width][num_frames] for width in widths[:count] if num_frames in limits[width]]
+            of_oracle = max(known) - min(known) if len(known) == count else None
+            values = (*(factor, num_frames, widths[0], widths[count - 1]), *_spread(chosen), of_oracle)
+            lines.append(dict(zip(CONVERGENCE, (*values, *mean_and_error(pairs)), strict=True)))
     return lines
+
+
+def _spread(by_width: Sequence[Mapping[str, float]]) -> tuple[float, float]:
+    """The best mean over videos of any width minus the worst one, and its standard error by the jackknife."""
+
+    def spread(without: str | None = None) -> float:
+        means = [fmean(score for video, score in scores.items() if video != without) for scores in by_width]
+        return max(means) - min(means)
+
+    videos = set[str]().union(*by_width)
+    if any(len(scores) < 2 for scores in by_width):
+        return spread(), math.nan
+    left_out = [spread(video) for video in videos]
+    mean = fmean(left_out)
+    return spread(), math.sqrt((len(videos) - 1) / len(videos) * sum((value - mean) ** 2 for value in left_out))
+
+
+def _of_oracle(oracle: Iterable[Row], like: Row) -> list[tuple[int, float]]:
+    """What the oracle reaches under a row's observation: (number of observed frames, score), in order."""
+    alike = [row for row in of_same_observation(oracle, like) if row["order"] == like["order"]]
+    return sorted((_num_frames(row), float(row[METRIC])) for row in alike)
 
 
 def _factor(row: Row) -> int:
@@ -142,8 +173,7 @@ def draw_fig5(rows: Sequence[Row], oracle: Sequence[Row] = ()) -> Figure:
     for axes, ((factor,), group) in zip(panels, sorted(by_factor.items()), strict=True):
         for (width,), of_width in sorted(_group(group, _width).items()):
             draw_curve(axes, curve(of_width, METRIC), rf"$\sigma_h$ {short(width)} px", colours[width], marker="o")
-            alike = [row for row in of_same_observation(oracle, of_width[0]) if row["order"] == of_width[0]["order"]]
-            if points := sorted((_num_frames(row), float(row[METRIC])) for row in alike):
+            if points := _of_oracle(oracle, of_width[0]):
                 dotted = "; dotted: an oracle that is told the motion"
                 axes.plot(*zip(*points, strict=True), color=colours[width], linestyle=":", linewidth=1.4)
         axes.set_title(f"{factor}×", fontsize=10)

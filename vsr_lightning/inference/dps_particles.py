@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vsr_lightning.config import UserError
 from vsr_lightning.inference.dps import Observation, OnStep
-from vsr_lightning.inference.guidance import Estimate, estimate, noise_scale, polyak_move
+from vsr_lightning.inference.guidance import Estimate, estimate, noise_scale, polyak_move, timestep_of
 from vsr_lightning.models.prior import Prior
 from vsr_lightning.models.schedule import LinearSchedule, Step
 
@@ -56,7 +56,7 @@ def dps_particles_sample(
     if not 0 <= until < start:
         raise UserError(f"sampler.until: {until} is not from 0 up to sampler.start, {start}")
     zeta = torch.as_tensor(zeta, dtype=torch.float32, device=observation.y.device)
-    last_together = round(until * (prior.schedule.num_steps - 1))
+    last_together = timestep_of(until, prior.schedule, "until")
     z_t = [noise() for _ in range(particles)]
     for index, step in enumerate(_in_two_paces(prior.schedule, steps, start, until, early)):
         # One after the other: the batch shape, and so the compiled networks, stay the same.
