@@ -10,6 +10,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Who may import whom, beside itself and FREE.
 ARROWS = {
+    "averages": set(),
     "config": set(),
     "ablation": {"training", "evaluation", "models", "runs"},
     "dashboard": {"runs"},
@@ -24,7 +25,7 @@ ARROWS = {
     "evaluation": {"data", "models", "degradation", "inference", "runs"},
     "figures": set(),
 }
-FREE = {"config", "files", "metrics"}
+FREE = {"averages", "config", "files", "metrics"}
 LIGHTNING = ("data/", "training/", "inference/lit_vsr.py", "evaluation/run.py", "runs.py")
 WANDB = ("evaluation/wandb_run.py", "dashboard.py")
 WANDB_LOGGER = ("runs.py",)

@@ -11,7 +11,6 @@ from result_rows import item, mean_of
 from vsr_lightning.evaluation.results import CONDITION
 from vsr_lightning.figures.reading import (
     curve,
-    mean_and_error,
     read_clips,
     read_means,
     read_ok_rows,
@@ -121,11 +120,3 @@ def test_a_curve_counts_a_video_once():
     first, second = curve(rows, "psnr_first")
     assert (first[:2], math.isnan(first[2])) == ((2, 7.0), True)
     assert second == (10, pytest.approx(3.0), pytest.approx(1.0))
-
-
-def test_mean_and_error_over_videos():
-    # Means of the videos 2 and 4: deviation sqrt(2), error 1.
-    assert mean_and_error([(0, 1.0), (0, 3.0), (1, 4.0)]) == (3.0, pytest.approx(1.0), 2)
-    mean, error, videos = mean_and_error([(5, 1.0), (5, 2.0)])
-    assert (mean, videos) == (1.5, 1)
-    assert math.isnan(error)

@@ -17,8 +17,8 @@ from vsr_lightning.evaluation.results import (
     COLUMNS,
     CONDITION,
     RowWriter,
+    column_mean,
     item_key,
-    mean_and_error,
     measured_columns,
     read_rows,
     read_table,
@@ -211,9 +211,9 @@ def test_measured_columns_are_numbers_outside_the_key():
     ]
 
 
-def test_mean_and_error_of_nothing():
-    assert mean_and_error([], "psnr_first") == (None, None)
-    assert mean_and_error([{"video": 0, "psnr_first": None}], "psnr_first") == (None, None)
+def test_column_mean_of_nothing():
+    assert column_mean([], "psnr_first") == (None, None)
+    assert column_mean([{"video": 0, "psnr_first": None}], "psnr_first") == (None, None)
 
 
 def test_means_of_samples_join_the_summary(tmp_path):

@@ -108,7 +108,7 @@ def compare(variants: Mapping[str, Experiment]) -> list[dict[str, Any]]:
             for item, score in scores.items()
             if item in reference
         ]
-        difference, error = results.mean_and_error(pairs, "difference")
+        difference, error = results.column_mean(pairs, "difference")
         line |= {**record, "difference": difference, "difference_se": error}
         line |= {"videos": len({video for video, _ in scores})}
         lines.append({column: line.get(column) for column in COLUMNS})

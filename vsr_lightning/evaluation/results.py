@@ -12,10 +12,10 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any, Self
 
 from vsr_lightning import files
+from vsr_lightning.averages import mean_and_error
 from vsr_lightning.config import UserError
 
 Row = dict[str, Any]
@@ -262,23 +262,20 @@ def measured_columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 def _means_and_errors(rows: Sequence[Row], columns: Sequence[str]) -> Row:
     line: Row = {}
     for column in columns:
-        line[column], line[f"{column}_se"] = mean_and_error(rows, column)
+        line[column], line[f"{column}_se"] = column_mean(rows, column)
     return line
 
 
-def mean_and_error(rows: Iterable[Mapping[str, Any]], column: str) -> tuple[float | None, float | None]:
-    """Mean of the per-video means of `column`, and its standard error over videos.
+def column_mean(rows: Iterable[Mapping[str, Any]], column: str) -> tuple[float | None, float | None]:
+    """Mean over videos of a column where it has a value, and its standard error.
 
-    Noise instances of one video are not independent, so a video counts once. None: no values; for the error,
-    fewer than two videos.
+    None: no values; for the error, fewer than two videos.
     """
-    by_video: dict[Any, list[float]] = defaultdict(list)
-    for row in rows:
-        if row.get(column) is not None:
-            by_video[normalise(row.get("video"))].append(float(row[column]))
-    means = [fmean(values) for values in by_video.values()]
-    error = stdev(means) / math.sqrt(len(means)) if len(means) > 1 else None
-    return (fmean(means) if means else None), error
+    values = [(normalise(row.get("video")), float(row[column])) for row in rows if row.get(column) is not None]
+    if not values:
+        return None, None
+    mean, error, videos = mean_and_error(values)
+    return mean, error if videos > 1 else None
 
 
 def format_summary(summary: Sequence[Mapping[str, Any]]) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from vsr_lightning.averages import mean_and_error
 from vsr_lightning.figures.drawing import (
     against_frames,
     annotate,
@@ -33,7 +34,6 @@ from vsr_lightning.figures.drawing import (
 from vsr_lightning.figures.reading import (
     Row,
     curve,
-    mean_and_error,
     of_same_observation,
     read_clips,
     read_ok_rows,

@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from vsr_lightning.averages import mean_and_error
 from vsr_lightning.figures.drawing import (
     annotate,
     frame_psnr,
@@ -29,7 +30,7 @@ from vsr_lightning.figures.drawing import (
     show_frame,
     source,
 )
-from vsr_lightning.figures.reading import Row, mean_and_error, read_clips, read_means, read_ok_rows
+from vsr_lightning.figures.reading import Row, read_clips, read_means, read_ok_rows
 from vsr_lightning.files import write_table, write_text
 
 SETTING = ("dataset", "prior", "sampler", "steps", "zeta", "sigma_y", "num_frames", "order", "seed")

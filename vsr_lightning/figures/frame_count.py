@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from vsr_lightning.averages import mean_and_error
 from vsr_lightning.figures.drawing import (
     against_frames,
     annotate,
@@ -35,7 +36,6 @@ from vsr_lightning.figures.drawing import (
 from vsr_lightning.figures.reading import (
     Row,
     curve,
-    mean_and_error,
     of_same_observation,
     read_clips,
     read_ok_rows,

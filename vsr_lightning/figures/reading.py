@@ -4,16 +4,15 @@ Figures know a run by its files alone, `results.csv`, `means.csv` and `clips.h5`
 Shapes: F frames, H W pixels (h w low resolution), C channels.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import h5py
 
 from vsr_lightning import files
+from vsr_lightning.averages import mean_and_error
 
 Row = Mapping[str, Any]
 
@@ -95,16 +94,3 @@ def curve(rows: Iterable[Row], metric: str) -> list[tuple[int, float, float]]:
     for row in rows:
         by_number[int(row["num_frames"])].append((row["video"], float(row[metric])))
     return [(number, *mean_and_error(values)[:2]) for number, values in sorted(by_number.items())]
-
-
-def mean_and_error(values: Iterable[tuple[Any, float]]) -> tuple[float, float, int]:
-    """Mean, standard error and number of videos, from (video, value) pairs; each video counts once.
-
-    Noise instances of one video are not independent. The error is nan for a single video.
-    """
-    by_video: dict[Any, list[float]] = defaultdict(list)
-    for video, value in values:
-        by_video[video].append(value)
-    means = [fmean(of_video) for of_video in by_video.values()]
-    error = stdev(means) / math.sqrt(len(means)) if len(means) > 1 else math.nan
-    return fmean(means), error, len(means)

@@ -17,8 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from vsr_lightning.averages import mean_and_error
 from vsr_lightning.figures.drawing import counts, operator, plural, save, short, source
-from vsr_lightning.figures.reading import Row, mean_and_error, read_means, read_ok_rows
+from vsr_lightning.figures.reading import Row, read_means, read_ok_rows
 from vsr_lightning.files import write_table
 
 METRIC = "psnr_first"
