@@ -15,7 +15,8 @@ LOGGED = {
     "Reconstruction and posterior check: PSNR [dB]": ["val/psnr", "val/dps_psnr_first"],
     "Loss": ["train/loss", "train/mse"],
     "Validation loss by noise level": ["val/loss", "val/loss_t0"],
-    "Throughput [videos/s]": ["train/videos_per_s"],
+    "Training [videos/s]": ["train/videos_per_s"],
+    "Sampling [s per restoration]": ["frame_count/random/seconds", "frame_count/sigma_h=2/sequential/seconds"],
 }
 
 
@@ -28,13 +29,26 @@ def sections():
 
 
 def test_the_sections_a_reader_wants_first(sections):
-    assert list(sections) == ["Sweeps", "Training", "Tables", "Pictures"]
+    assert list(sections) == ["Sweeps", "Training", "Speed", "Tables", "Pictures"]
     assert "tables/summary" in json.dumps(sections["Tables"][0])
-    assert sections["Pictures"][0]["config"]["mediaKeys"][:1] == ["pictures/reconstruction"]
+    assert {"tables/paired", "tables/samplers"} <= set(dashboard.TABLES)
+    keys = [panel["config"]["mediaKeys"] for panel in sections["Pictures"]]
+    assert [names[0] for names in keys] == ["pictures/reconstruction", "figures/fig2", "clips/restored"]
+    assert "figures/samplers" in keys[1]
+
+
+def test_the_speed_of_sampling_is_a_bar_for_each_run(sections):
+    (bars,) = [panel["config"] for panel in sections["Speed"] if panel["viewType"] == "Bar Chart"]
+    assert bars["metrics"] == ["speed/sample_steps_per_s"]
 
 
 def test_every_curve_finds_its_metrics(sections):
-    panels = {panel["config"]["chartTitle"]: panel["config"] for name in dashboard.CURVES for panel in sections[name]}
+    panels = {
+        panel["config"]["chartTitle"]: panel["config"]
+        for name in dashboard.CURVES
+        for panel in sections[name]
+        if panel["viewType"] == "Run History Line Plot"
+    }
     assert panels.keys() == LOGGED.keys()
     for title, metrics in LOGGED.items():
         assert panels[title]["useMetricRegex"]

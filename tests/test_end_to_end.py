@@ -1,8 +1,10 @@
 """The whole way by the command line: VAE, DiT, export, sweep, figures; and what Weights & Biases keeps of it."""
 
 import json
+import re
 import subprocess
 import sys
+from glob import glob
 from pathlib import Path
 
 import pytest
@@ -109,7 +111,7 @@ def test_from_digits_to_figures(command, tmp_path, capsys):
     assert list(media.rglob("*.gif"))
 
 
-def test_runs_can_be_compared_and_a_resumed_sweep_is_the_same_run(command, tmp_path, tiny_prior):
+def test_runs_can_be_compared_and_a_resumed_sweep_is_the_same_run(command, tiny_prior, capsys):
     sweep = [
         "sweep_frames.yaml",
         *GRID,
@@ -120,16 +122,35 @@ def test_runs_can_be_compared_and_a_resumed_sweep_is_the_same_run(command, tmp_p
     ]
     assert command("sweep", *sweep, "--limit", "1") == 0
     assert command("sweep", *sweep) == 0
-    folder = tmp_path / "runs" / "frame_count"
-    runs = []
-    for path in sorted(folder.glob("wandb/offline-run-*")):
-        records = json_lines(path)
-        runs += [record["run"] for record in records if record["type"] == "run"][:1]
-    assert len(runs) == 2
-    assert runs[0]["run_id"] == runs[1]["run_id"]
-    for run_record in runs:
-        assert (run_record["run_group"], run_record["job_type"]) == ("frame_count", "sweep")
-        assert set(run_record["tags"]) == {f"tiny_prior@{fingerprint(tiny_prior)}", "moving_mnist embedded test"}
+    last_line = capsys.readouterr().out.splitlines()[-1]
+    assert command("sweep", *sweep) == 0  # nothing to restore, nothing to log
+    goes = sorted(Path("runs", "frame_count", "wandb").glob("offline-run-*"))
+    assert len(goes) == 2
+    upload = re.search(r"wandb sync ([^`]+)`", last_line).group(1)
+    assert sorted(map(Path, glob(upload))) == goes
+
+    records = [json_lines(path) for path in goes]
+    first, second = ([record["run"] for record in of_go if record["type"] == "run"][0] for of_go in records)
+    assert first["run_id"] == second["run_id"]
+    for of_run in (first, second):
+        assert (of_run["run_group"], of_run["job_type"]) == ("MovingMNIST", "sweep")
+        assert set(of_run["tags"]) == {f"tiny_prior@{fingerprint(tiny_prior)}", "moving_mnist embedded test"}
+        config = of_run["config"]["update"]
+        assert config["sampler"]["steps"] == 3
+        assert config["prior_card"]["dit"]["target"].endswith("VideoDiT")
+        assert "latent" not in config["prior_card"]
+        assert {"git", "hardware"} <= config.keys()
+        assert config["versions"]["torch"]
+
+    numbers_of_frames = [
+        [row["frame_count/num_frames"] for row in history(of_go) if "frame_count/num_frames" in row]
+        for of_go in records
+    ]
+    assert numbers_of_frames == [[], [1]]  # a curve has one point of each
+    tables = [
+        {key.split(".")[0] for row in history(of_go) for key in row if key.startswith("tables/")} for of_go in records
+    ]
+    assert tables[0] == tables[1] == {"tables/means", "tables/results", "tables/summary"}
 
 
 def test_mistakes_are_one_line_and_exit_code_2(command, tmp_path, capsys):

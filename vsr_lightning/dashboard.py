@@ -1,6 +1,6 @@
 """The W&B workspace as code: `python -m vsr_lightning.dashboard [logging.project=… logging.entity=…]`.
 
-It shows what a reader looks at first: PSNR against the number of observed frames, validation PSNR, losses, throughput,
+It shows what a reader looks at first: PSNR against the number of observed frames, validation PSNR, losses, speed,
 then tables, figures, pictures and clips. Saved anew at each call, as a view of its own.
 """
 
@@ -22,14 +22,20 @@ CURVES = {
         ("Reconstruction and posterior check: PSNR [dB]", r"val/(psnr|dps_psnr_first)$", "trainer/global_step"),
         ("Loss", r"train/(loss|mse)$", "trainer/global_step"),
         ("Validation loss by noise level", r"val/loss", "trainer/global_step"),
-        ("Throughput [videos/s]", r"train/videos_per_s$", "trainer/global_step"),
+    ],
+    "Speed": [
+        ("Training [videos/s]", r"train/videos_per_s$", "trainer/global_step"),
+        ("Sampling [s per restoration]", r"frame_count/.*seconds$", "frame_count/num_frames"),
     ],
 }
+# Section: numbers of a whole run, a bar each.
+BARS = {"Speed": [("Sampling [sample-steps/s of a device]", "speed/sample_steps_per_s")]}
 MEDIA = {
     "Reconstruction, above the truth; samples": ["pictures/reconstruction", "pictures/restoration", "pictures/sample"],
-    "Figures of sweeps": [f"figures/fig{number}" for number in range(2, 8)],
+    "Figures of sweeps": [*(f"figures/fig{number}" for number in range(2, 8)), "figures/samplers"],
+    "Clips: observed, restored, true": ["clips/restored"],
 }
-TABLES = ("tables/summary", "tables/results")
+TABLES = tuple(f"tables/{name}" for name in ("summary", "paired", "convergence", "samplers", "table1", "results"))
 
 
 def workspace(entity: str, project: str) -> Any:
@@ -45,6 +51,7 @@ def workspace(entity: str, project: str) -> Any:
     sections = []
     for name, panels in CURVES.items():
         plots: list[Any] = [wr.LinePlot(title=title, x=x, metric_regex=metrics) for title, metrics, x in panels]
+        plots += [wr.BarPlot(title=title, metrics=[metric]) for title, metric in BARS.get(name, [])]
         sections.append(ws.Section(name, plots, is_open=True))
     tables: list[Any] = [wr.WeavePanelSummaryTable(table_name=name) for name in TABLES]
     media: list[Any] = [wr.MediaBrowser(title=title, media_keys=keys) for title, keys in MEDIA.items()]

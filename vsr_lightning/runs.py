@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -164,10 +164,17 @@ def _check_launcher(experiment: Experiment) -> None:
         raise UserError("trainer.num_nodes: several machines need torchrun or srun, as in experiments/slurm.sbatch")
 
 
-def make_logger(experiment: Experiment, folder: Path, job_type: str, tags: Sequence[str] = ()) -> WandbLogger | None:
+def make_logger(
+    experiment: Experiment,
+    folder: Path,
+    job_type: str,
+    tags: Sequence[str] = (),
+    card: Mapping[str, Any] | None = None,
+) -> WandbLogger | None:
     """W&B: online where an API key is at hand, else offline with a line that says how to upload. Never prompts.
 
-    Runs are grouped by experiment; `job_type` and `tags` tell them apart, and what they were made of.
+    Runs are grouped by data set; `job_type` and `tags` tell them apart, and what they were made of. Their config is the
+    experiment, code version, packages, hardware, and the `card` of the prior they use, without its latent statistics.
     """
     mode = logging_mode(experiment)
     if mode == "disabled":
@@ -175,9 +182,12 @@ def make_logger(experiment: Experiment, folder: Path, job_type: str, tags: Seque
     os.environ.setdefault("WANDB_SILENT", "true")
     # One W&B run for one run folder: a resumed run goes on in the same charts.
     run_id = f"{experiment.name}-{_folder_token(folder)}".replace("/", "-")
+    config = {**dataclasses.asdict(experiment), **describe_machine()}
+    if card is not None:
+        config["prior_card"] = {key: value for key, value in card.items() if key != "latent"}
     logger = WandbLogger(
         name=experiment.name,
-        group=experiment.name,
+        group=experiment.data["target"].rpartition(".")[2],  # what may be compared
         job_type=job_type,
         tags=[tag[:MAX_TAG] for tag in tags],
         save_dir=str(folder.absolute()),  # W&B's service may have been started in another folder
@@ -186,7 +196,7 @@ def make_logger(experiment: Experiment, folder: Path, job_type: str, tags: Seque
         project=experiment.logging.project,
         entity=experiment.logging.entity or None,
         offline=mode == "offline",
-        config=dataclasses.asdict(experiment),
+        config=config,
         settings={"x_transaction_log_flush_interval": LOG_INTERVAL},
     )
     logger._wandb_init.pop("anonymous", None)  # Lightning passes None, of which W&B warns
@@ -254,8 +264,9 @@ def _how_to_read(logger: WandbLogger) -> str:
     run = logger.experiment
     if run.url:
         return f"W&B: {run.url}"
-    folder = os.path.relpath(Path(run.dir).parent)
-    return f"W&B, offline: open it with `{BIN}wandb leet {folder}`, upload it with `{BIN}wandb sync {folder}`"
+    folder = Path(os.path.relpath(Path(run.dir).parent))
+    goes = folder.with_name(f"offline-run-*-{run.id}")  # a run that was resumed has several
+    return f"W&B, offline: open it with `{BIN}wandb leet {folder}`, upload all goes with `{BIN}wandb sync {goes}`"
 
 
 def _read_meta(path: Path) -> dict[str, Any]:

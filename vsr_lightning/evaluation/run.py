@@ -46,7 +46,7 @@ def sweep(experiment: Experiment, limit: int | None = None) -> Path:
         missing = first_look(job.missing(held), limit)
         if held.damaged and runs.rank() == 0:
             print(*held.damaged, sep="\n", file=sys.stderr)
-        logger = runs.make_logger(experiment, folder, "sweep", tags=[*job.inputs.values()])
+        logger = _make_logger(job, folder) if missing else None
         if missing:
             _restore(job, missing, held, folder, rows)
         if runs.rank() == 0:
@@ -260,10 +260,18 @@ def _conclude(job: Job, folder: Path, logger: Any) -> None:
     print(results.format_summary(results.read_table(folder / "summary.csv")))
     for path in [folder / "summary.csv", *figures]:
         print(path)
+    pictures = [path for path in figures if path.suffix == ".png"]
+    log = wandb_run.ResultsLog(job.experiment, folder, pictures, complete=len(rows) >= len(job.items))
+    if log.has_news:
+        logger = logger or _make_logger(job, folder)  # an earlier go may have ended before it logged
     if logger is not None:
-        pictures = [path for path in figures if path.suffix == ".png"]
-        wandb_run.log_results(logger.experiment, folder, pictures)
+        log.write_to(logger.experiment)
         runs.close_logger(logger)
+        log.remember()
+
+
+def _make_logger(job: Job, folder: Path) -> Any:
+    return runs.make_logger(job.experiment, folder, "sweep", [*job.inputs.values()], job.prior.card)
 
 
 def make_figures(experiment: Experiment, folder: Path) -> list[Path]:

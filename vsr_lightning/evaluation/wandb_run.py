@@ -1,24 +1,77 @@
-"""A sweep's results in Weights & Biases: curves, raw tables, figures and clips of a run folder."""
+"""A sweep's results in Weights & Biases: curves, tables, figures, clips and speed of a run folder."""
 
+import hashlib
+import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vsr_lightning import runs
+from vsr_lightning.config import Experiment
 from vsr_lightning.evaluation.results import CONDITION, Row, normalise, read_table
 from vsr_lightning.evaluation.videos import read_clips, write_gif
 
 
+class ResultsLog:
+    """What W&B lacks of the results in a run folder, so that each go of a sweep logs only news.
+
+    A table, a figure or clips that are logged again take the place of the earlier ones. Points of a curve do not, so
+    curves wait until every item has been tried (`complete`) and are logged once. `wandb/logged.json` in the run folder
+    keeps what went where.
+    """
+
+    def __init__(self, experiment: Experiment, run_dir: Path, figures: Iterable[Path], complete: bool) -> None:
+        self.run_dir, self.figures = Path(run_dir), [*map(Path, figures)]
+        options = experiment.logging
+        where = f"{runs.logging_mode(experiment)} {options.entity}/{options.project}"
+        before = self._read()
+        if before.get("where") != where:
+            before = {}
+        tables = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in _tables(self.run_dir)}
+        # Of pictures the names: those of the same numbers are the same.
+        content = {"tables": tables, "figures": sorted(path.name for path in self.figures)}
+        curves = complete or before.get("curves", False)
+        self.new_results = content != before.get("content")
+        self.new_curves = curves and not before.get("curves", False)
+        self._now = {"where": where, "content": content, "curves": curves}
+
+    @property
+    def has_news(self) -> bool:
+        return self.new_results or self.new_curves
+
+    def write_to(self, run: Any) -> None:
+        """Log what is new to `run`, a W&B run that is under way."""
+        if self.new_results:
+            log_results(run, self.run_dir, self.figures)
+        if self.new_curves:
+            log_curves(run, read_table(self.run_dir / "summary.csv"))
+
+    def remember(self) -> None:
+        """Take what is new as logged. To be called when the W&B run has ended: before, a kill might still lose it."""
+        self._path.parent.mkdir(exist_ok=True)
+        runs.write_json(self._path, self._now)
+
+    @property
+    def _path(self) -> Path:
+        return self.run_dir / "wandb" / "logged.json"  # goes where W&B's own files go
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads(self._path.read_text()))
+        except (OSError, ValueError, TypeError):  # none, or damaged: all is news
+            return {}
+
+
 def log_results(run: Any, run_dir: Path, figures: Iterable[Path]) -> None:
-    """Log the tables, curves, figures and clips of a run folder to `run`, a W&B run that is under way."""
+    """Log the tables, speed, figures and clips of a run folder to `run`, a W&B run that is under way."""
     import wandb
 
     run_dir = Path(run_dir)
-    summary = read_table(run_dir / "summary.csv")
-    tables = {"results": read_table(run_dir / "results.csv"), "summary": summary}
-    run.log({f"tables/{name}": _wandb_table(rows) for name, rows in tables.items()})
-    _log_curves(run, summary)
+    run.log({f"tables/{path.stem}": _wandb_table(read_table(path)) for path in _tables(run_dir)})
+    for name, value in _speed(read_table(run_dir / "results.csv")).items():
+        run.summary[name] = value
     images = {f"figures/{path.stem}": wandb.Image(str(path)) for path in map(Path, figures)}
     if images:
         run.log(images)
@@ -26,14 +79,37 @@ def log_results(run: Any, run_dir: Path, figures: Iterable[Path]) -> None:
         _log_clips(run, read_clips(run_dir))
 
 
+def _tables(run_dir: Path) -> list[Path]:
+    return sorted(run_dir.glob("*.csv"))
+
+
 def _wandb_table(rows: Sequence[Row]) -> Any:
     import wandb
 
     columns = list(rows[0]) if rows else []
-    return wandb.Table(columns=[*columns], data=[[row[column] for column in columns] for row in rows])
+    # W&B refuses a column that mixes texts and numbers.
+    texts = {column for column in columns if any(isinstance(row[column], str) for row in rows)}
+    data = [[_cell(row[column], column in texts) for column in columns] for row in rows]
+    return wandb.Table(columns=[*columns], data=data)
 
 
-def _log_curves(run: Any, summary: Sequence[Row]) -> None:
+def _cell(value: Any, as_text: bool) -> Any:
+    return str(value) if as_text and value is not None else value
+
+
+def _speed(rows: Sequence[Row]) -> dict[str, float]:
+    """How fast a device restored, over all items that are ok; empty without any."""
+    timed = [row for row in rows if row["status"] == "ok" and row["seconds"]]
+    if not timed:
+        return {}
+    seconds = sum(row["seconds"] for row in timed)
+    return {
+        "speed/sample_steps_per_s": sum(row["steps"] for row in timed) / seconds,
+        "speed/seconds_per_restoration": seconds / len(timed),
+    }
+
+
+def log_curves(run: Any, summary: Sequence[Row]) -> None:
     """Every measured column against the number of observed frames, one curve for each order and setting."""
     step = "frame_count/num_frames"
     points: dict[int, dict[str, float]] = defaultdict(dict)
@@ -61,14 +137,14 @@ def _labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _log_clips(run: Any, clips: Sequence[Row]) -> None:
+    """All clips under one name, which a panel can be given before any sweep; captions tell them apart."""
     import wandb
 
     with tempfile.TemporaryDirectory() as folder:  # W&B copies the files when they are logged
-        videos = {}
-        several = len({clip["video"] for clip in clips}) > 1
+        videos = []
         for index, (clip, label) in enumerate(zip(clips, _labels(clips), strict=True)):
             path = Path(folder) / f"{index}.gif"
             write_gif(clip, path)
-            name = f"{label}/video_{clip['video']}" if several else label
-            videos[f"clips/{name}/frames_{clip['num_frames']:02d}"] = wandb.Video(str(path), format="gif")
-        run.log(videos)
+            caption = f"{label}, frames: {clip['num_frames']}, video {clip['video']}"
+            videos.append(wandb.Video(str(path), caption=caption, format="gif"))
+        run.log({"clips/restored": videos})
