@@ -70,6 +70,17 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run(tmp_path_factory.mktemp("runs") / "frame_count")
 
 
+@pytest.fixture(scope="session")
+def large_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report about a fabricated sweep of 2,000 items with 100 clips. Made once."""
+    from fabricated import make_large_run
+
+    from vsr_lightning.figures.report import make_report
+
+    folder = tmp_path_factory.mktemp("large")
+    return make_report([make_large_run(folder / "run")], folder / "report.html")
+
+
 @pytest.fixture
 def run_copy(finished_run: Path, tmp_path: Path) -> Path:
     """A copy of it to change."""

@@ -1,6 +1,8 @@
 """The report's page: what it holds, parsed from its HTML, and mistakes of the user's."""
 
 import json
+import shutil
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from vsr_lightning.evaluation.videos import ClipWriter, merge_clips
 from vsr_lightning.figures.report import make_report
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "experiments/results"
 
 
 # ------------------------------------------------------------------------------------------- what it holds
@@ -90,15 +93,43 @@ def test_values_are_escaped(report, run_copy):
 
 @pytest.mark.parametrize(
     "missing",
-    ["clips.h5", "summary.csv", "means.csv", "paired.csv", "config.yaml", "meta.json", "fig2.png", "*[!s].*"],
+    [
+        "results.csv",
+        "clips.h5",
+        "summary.csv",
+        "means.csv",
+        "paired.csv",
+        "config.yaml",
+        "meta.json",
+        "fig2.png",
+        "*[!s].*",
+    ],
 )
 def test_what_is_missing_is_left_out(report, run_copy, missing):
     for path in run_copy.glob(missing):
-        if path.name != "results.csv":
+        if path.name != "results.csv" or missing == "results.csv":
             path.unlink()
     page = report(run_copy)
     assert "frame_count" in page.text
     assert bool(page.clips) == (run_copy / "clips.h5").exists()
+
+
+def test_without_results_the_summary_is_counted(report, run_copy):
+    (run_copy / "results.csv").unlink()
+    text = report(run_copy).text
+    assert "8 restorations, counted in summary.csv" in text
+    assert SETTING["prior"] in text
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in RESULTS.rglob("*.csv")}), ids=attrgetter("name"))
+def test_every_shipped_result_has_its_page(report, folder):
+    page = report(folder)
+    assert folder.name in page.text
+    assert page.tables or page.attributes("img")
+
+
+def test_a_large_page_is_small_enough_to_send(large_page):
+    assert large_page.stat().st_size < 15e6
 
 
 def test_the_shipped_results(report):
@@ -124,11 +155,24 @@ def test_the_same_page_each_time(finished_run, tmp_path):
 # ------------------------------------------------------------------------------------------ mistakes
 
 
-def test_a_folder_without_results(tmp_path, capsys):
-    assert main(["report", str(tmp_path), "--output", str(tmp_path / "report.html")]) == 2
+@pytest.mark.parametrize(
+    ("named", "output", "complaint"),
+    [
+        ("empty", "report.html", "empty: has no table, picture, clips or meta.json; name folders that a sweep wrote"),
+        ("nowhere", "report.html", "nowhere: does not exist; name folders that a sweep wrote, as runs/frame_count"),
+        ("runs/a/results.csv", "report.html", "runs/a/results.csv: is a file; name the folder that it is in, runs/a"),
+        ("runs/a", "empty", "empty: is a folder; name a file, as --output empty/report.html"),
+    ],
+)
+def test_what_is_named_by_mistake(tmp_path, monkeypatch, capsys, named, output, complaint):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("runs/a").mkdir(parents=True)
+    Path("runs/a/results.csv").write_text("video,noise,status\n")
+    assert main(["report", named, "--output", output]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {tmp_path}: has no results.csv; name folders that a sweep wrote")
-    assert not (tmp_path / "report.html").exists()
+    assert line.startswith(f"error: {complaint}")
+    assert not Path("report.html").exists()
 
 
 def test_no_folder_at_all(capsys):
@@ -145,6 +189,8 @@ def test_no_folder_at_all(capsys):
         ("summary.csv", b"a,b\n1,2,3\n"),
         ("clips.h5", b"not HDF5"),
         ("config.yaml", b"a: ["),
+        ("config.yaml", b"grid: 3\n"),
+        ("config.yaml", b"grid: {sampler: [a]}\n"),
         ("meta.json", b'["a list"]'),
         ("fig2.png", b"not a picture"),
     ],
@@ -173,5 +219,7 @@ def test_command_line(run_copy, monkeypatch, capsys):
     monkeypatch.chdir(run_copy.parents[1])
     assert main(["report", "runs/frame_count"]) == 0
     assert capsys.readouterr().out == "runs/report.html\n"
-    assert main(["report", "runs/frame_count", "--output", "elsewhere/page.html", "runs/frame_count"]) == 0
-    assert Page(Path("elsewhere/page.html")).text.count("Provenance") == 2
+    shutil.copytree("runs/frame_count", "runs/again")
+    named = ["runs/frame_count", "--output", "elsewhere/page.html", "runs/again", str(run_copy)]
+    assert main(["report", *named]) == 0
+    assert Page(Path("elsewhere/page.html")).text.count("Provenance") == 2, "the third is the first"

@@ -10,7 +10,7 @@ def test_numbers_are_rounded_with_their_errors(report, finished_run):
     assert [row[first_frame] for row in rows] == ["16.50 ± 0.50", "17.50 ± 0.50", "17.50 ± 0.50", "25.50 ± 0.50"]
     assert rows[0][header.index("SSIM")] == "0.505 ± 0.005"
     assert rows[0][header.index("PSNR, first frame (dB), bicubic")] == "16.00"
-    assert paired == [["PSNR, first frame (dB), difference"], ["0.00"]]
+    assert paired == [["PSNR, first frame (dB), random minus sequential"], ["0.00"]]
     assert len(means) == 1 + 8
     assert not [cell for cell in header if cell.endswith("_se")]
     assert "scale factor 4" in " ".join(page.text.split()), "what does not vary stands above the table"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vsr_lightning.figures.reading import Row
-from vsr_lightning.figures.report_words import format_cell, label, place, rounded, to_number
+from vsr_lightning.figures.report_words import format_cell, in_reading_order, label, place, rounded, to_number
 
 TABLES = {
     "summary": "By condition",
@@ -49,11 +49,11 @@ def in_order(tables: Iterable[Path]) -> list[Path]:
 def make_table(name: str, rows: Sequence[Row]) -> Table:
     """`<column>` and `<column>_se` become one cell, "mean ± error"; settings that do not vary leave the table."""
     shown, constant = _columns(rows)
-    headers = [Header(label(column), _is_numeric(column, rows)) for column in shown]
+    headers = [Header(label(column, name), _is_numeric(column, rows)) for column in shown]
     return Table(
         caption=TABLES.get(name, name.replace("_", " ")),
         is_open=name not in FOLDED_TABLES,
-        constants=[(label(column), format_cell(column, rows[0][column])) for column in constant],
+        constants=[(label(column, name), format_cell(column, rows[0][column])) for column in constant],
         headers=headers,
         rows=[
             [_cell(column, row, header.numeric) for column, header in zip(shown, headers, strict=True)] for row in rows
@@ -87,7 +87,7 @@ def _columns(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
     constant = [column for column, found in values.items() if len(found) == 1]
     if len(constant) == len(filled):  # a single row, and nothing else to show of it
         return constant, []
-    shown = [column for column in filled if column not in errors and column not in constant]
+    shown = in_reading_order([column for column in filled if column not in errors and column not in constant])
     return sorted(shown, key=lambda column: len(values.get(column, set()) - {""}) == 1), constant
 
 

@@ -1,0 +1,73 @@
+"""What the report says of a run: how much of its grid was restored, and with what."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vsr_lightning.config import build, load_config, to_yaml
+from vsr_lightning.degradation.downsample import Downsample
+from vsr_lightning.evaluation.grid import grid_items, sampler_sections
+from vsr_lightning.figures.report_provenance import configured, grid_size, overview
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+SWEEPS = (
+    *("moving_mnist/sweep_frames", "moving_mnist/sweep_aliasing", "moving_mnist/sweep_guidance", "moving_mnist/tenth"),
+    *("bair/eval", "push_sim/demo"),
+)
+TWO_NOISES = [{"video": video, "noise": noise, "status": "ok"} for video in (0, 1) for noise in (0, 1)]
+
+
+def as_written(name, *overrides):
+    """An experiment as a run folder's config.yaml holds it."""
+    experiment = load_config(EXPERIMENTS / f"{name}.yaml", list(overrides))
+    return experiment, yaml.safe_load(to_yaml(experiment))
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_the_grid_is_counted_as_the_sweep_lists_it(name):
+    experiment, config = as_written(name)
+    operator = build(experiment.degradation, "degradation", Downsample)
+    assert grid_size(config) == len(grid_items(experiment.grid, sampler_sections(experiment), operator))
+
+
+def test_a_config_without_a_grid_says_nothing():
+    assert grid_size({"name": "a"}) is None
+    assert configured({"name": "a"}) == {}
+
+
+@pytest.mark.parametrize(
+    ("planned", "expected"),
+    [
+        (None, "4 restorations of 2 videos × 2 noise instances"),
+        (4, "4 restorations of 2 videos × 2 noise instances"),
+        (8, "4 of 8 restorations, of 2 videos × 2 noise instances"),
+    ],
+)
+def test_an_unfinished_sweep_says_so(planned, expected):
+    assert overview(TWO_NOISES, [], planned) == expected
+
+
+def test_a_page_says_what_is_missing(report, run_copy):
+    _, config = as_written("moving_mnist/sweep_frames", "grid.videos=2", "grid.noises=2", "grid.num_frames=[1,2,10]")
+    (run_copy / "config.yaml").write_text(yaml.safe_dump(config))
+    page = report(run_copy)
+    assert "8 of 24 restorations, of 3 videos × 1 noise instance; 1 failed" in page.text
+    assert "temperature 0.5" in page.text
+
+
+def test_the_samplers_that_were_used():
+    _, config = as_written("moving_mnist/tenth", "grid.sampler=[two_100,polyak_100]")
+    facts = configured(config)
+    assert [name for name in facts if "sampler" in name] == ["sampler two_100", "sampler polyak_100"]
+    assert facts["sampler two_100"].startswith("dps_restart_sample: steps 100, zeta 0.5, restarts [0.6, 0.4], ")
+    assert "temperature 0.5" in facts["sampler two_100"]
+    assert facts["degradation"] == "Downsample: factor 8, kernel gaussian"
+    assert facts["prior’s folder"] == config["prior"]
+
+
+def test_lists_of_the_grid_stand_over_the_sections():
+    _, config = as_written("moving_mnist/sweep_frames", "grid.steps=[5,6]", "grid.factor=[4,8]")
+    facts = configured(config)
+    assert facts["degradation"] == "Downsample: kernel gaussian"
+    assert facts["sampler’s parameters"].startswith("dps_restart_sample: zeta 0.5, restarts [")

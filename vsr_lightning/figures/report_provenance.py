@@ -1,0 +1,87 @@
+"""What the report says of a run in words: how much of its grid was restored, and where its numbers come from.
+
+By `meta.json` (command, code, machine), by `config.yaml` (grid, samplers, degradation), and by the rows themselves.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vsr_lightning.config import Grid
+from vsr_lightning.figures.drawing import plural
+from vsr_lightning.figures.reading import Row
+from vsr_lightning.figures.report_words import SETTINGS, format_cell, label, to_number
+
+Section = Mapping[str, Any]
+
+
+def grid_size(config: Section) -> int | None:
+    """How many restorations a `config.yaml` asks for, as `evaluation.grid` lists them; None if it has no grid."""
+    if not config.get("grid"):
+        return None
+    grid = vars(Grid()) | config["grid"]
+    degradation = config.get("degradation") or {}
+    widths = len(grid["sigma_h_per_factor"] or grid["sigma_h"])
+    kernels = grid["kernel"] or [degradation.get("kernel", "gaussian")]
+    operators = sum(widths if kernel == "gaussian" else 1 for kernel in kernels)
+    lists = [len(grid[name]) for name in ("num_frames", "order", "sigma_y")]
+    lists += [len(grid[name]) or 1 for name in ("factor", "sampler", "steps", "zeta")]  # empty: one, of a section
+    return math.prod([*lists, operators, grid["videos"], grid["noises"]])
+
+
+def overview(results: Sequence[Row] | None, summary: Sequence[Row], planned: int | None) -> str:
+    """How much was restored, of `planned` if that is known, and what failed of it.
+
+    `results` is None where the folder has no `results.csv`: then `summary`'s counts are added up, if it has any.
+    """
+    if results is None:
+        counts = [to_number(row["n"]) or 0 for row in summary if "n" in row]
+        return f"{_restored(int(sum(counts)), planned)}, counted in summary.csv" if counts else ""
+    ok = sum(row.get("status") == "ok" for row in results)
+    videos, noises = (len({row.get(column) for row in results}) for column in ("video", "noise"))
+    text = f"{_restored(ok, planned)} of {plural(videos, 'video')} × {plural(noises, 'noise instance')}"
+    return text if ok == len(results) else f"{text}; {len(results) - ok} failed"
+
+
+def _restored(number: int, planned: int | None) -> str:
+    if planned is None or number >= planned:
+        return plural(number, "restoration")
+    return f"{number} of {plural(planned, 'restoration')},"
+
+
+def provenance(folder: Path, meta: Section, rows: Sequence[Row]) -> dict[str, str]:
+    """What `meta.json` and the rows say, by name. `rows` are those of `results.csv`, or of `summary.csv` without it."""
+    facts = {"folder": str(folder)}
+    facts |= {name: str(meta[name]) for name in ("command", "started", "git", "hardware") if name in meta}
+    if versions := meta.get("versions"):
+        facts["versions"] = ", ".join(f"{package} {version}" for package, version in versions.items())
+    if resumed := meta.get("resumed"):
+        facts["resumed"] = "; ".join(f"{go.get('started')} ({go.get('git')}, {go.get('hardware')})" for go in resumed)
+    for column in SETTINGS:
+        values = dict.fromkeys(format_cell(column, row[column]) for row in rows if row.get(column))
+        if values:
+            facts[label(column)] = ", ".join(values)
+    return facts
+
+
+def configured(config: Section) -> dict[str, str]:
+    """The prior's folder, the degradation and the samplers that a `config.yaml` uses, with their parameters."""
+    grid = config.get("grid") or {}
+    listed = [name for name in ("factor", "kernel", "steps", "zeta") if grid.get(name)]  # the rows have what was used
+    facts = {"prior’s folder": str(config["prior"])} if config.get("prior") else {}
+    if degradation := config.get("degradation"):
+        facts["degradation"] = _section_text(degradation, without=listed)
+    if grid.get("sampler"):
+        sections = {f"sampler {name}": config["samplers"][name] for name in grid["sampler"]}
+    else:
+        sections = {"sampler’s parameters": config.get("sampler")}
+    return facts | {name: _section_text(section, without=listed) for name, section in sections.items() if section}
+
+
+def _section_text(section: Section, without: Sequence[str]) -> str:
+    """The target's name and the parameters that were given, as "dps_restart_sample: steps 820, temperature 0.5"."""
+    target = str(section.get("target", "")).rpartition(".")[2]
+    given = {key: value for key, value in section.items() if key not in ("target", *without) and value is not None}
+    parameters = ", ".join(f"{key} {value}" for key, value in given.items())
+    return ": ".join(filter(None, [target, parameters]))
