@@ -159,6 +159,31 @@ def test_stores_of_another_source_or_split_are_not_taken_for_this_one(tar, tmp_p
         fetch(tar, val_every=7)
 
 
+def test_nothing_is_trained_on_stores_of_another_source_or_split(tar, tmp_path):
+    fetch(tar)
+    tar.unlink()  # the stores are enough
+    assert len(BAIR(batch_size=1, val_every=3, source=str(tar)).train_clips()) == 18
+    for keys in ({"val_every": 7}, {"val_every": 3, "source": "other.tar"}):
+        for split in ("train", "val", "test"):
+            with pytest.raises(UserError, match=f"bair-{split}.h5: made from archive.tar, .* 3, not from"):
+                getattr(BAIR(batch_size=1, **keys), f"{split}_clips")()
+
+
+def test_a_folder_that_holds_the_records_is_known_again(tmp_path):
+    source = write_folder(tmp_path / "given")
+    fetch(source)
+    assert len(fetch(source).train_clips()) == 18
+    assert len(fetch(source / bair.FOLDER).train_clips()) == 18
+
+
+def test_other_stores_are_made_in_a_folder_of_their_own(tar):
+    fetch(tar)
+    with pytest.raises(UserError, match=r"^bair-train.h5: not in mine; make data-bair.* data.dir=mine .*made from"):
+        BAIR(batch_size=1, val_every=4, dir="mine").train_clips()
+    fetch(tar, val_every=4, dir="mine")
+    assert files() == [*STORES, *(store.replace("data", "mine") for store in STORES)]
+
+
 def test_numbers_other_than_bairs_are_a_warning(tar, capsys, monkeypatch):
     fetch(tar)
     warnings = capsys.readouterr().err

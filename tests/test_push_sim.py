@@ -50,6 +50,13 @@ def test_without_stores_training_names_the_way_to_make_them(tmp_path):
         tiny_module(tmp_path).train_clips()
 
 
+def test_stores_of_other_settings_elsewhere_are_second_to_what_data_dir_lacks(stores, monkeypatch):
+    monkeypatch.setenv("VSR_DATA_DIR", str(stores))
+    expected = r"^push_sim-train.h5: not in mine; simulate it: .* data.dir=mine .* found .*: is simulated, seed 0"
+    with pytest.raises(UserError, match=expected):
+        tiny_module("mine", simulation_seed=1).train_clips()
+
+
 class StandIn:
     """For the simulator: it runs where there is neither MuJoCo nor OpenGL."""
 

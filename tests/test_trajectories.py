@@ -1,5 +1,6 @@
 """Clips cut from trajectories, and the data module of robot pushing, on stores whose pixels say what they are of."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import h5py
@@ -173,8 +174,24 @@ def test_batches_reach_the_device_as_video(stores):
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_a_missing_store_is_one_line_with_the_way_out(stores, tmp_path, split):
     (tmp_path / f"toy-{split}.h5").unlink()
-    with pytest.raises(UserError, match=f"^toy-{split}.h5: not in .*, data; make toys$"):
+    with pytest.raises(UserError, match=f"^toy-{split}.h5: not in {tmp_path}, .*data; make toys; with data.dir="):
         getattr(stores(), f"{split}_clips")()
+    with pytest.raises(UserError, match=f"^toy-{split}.h5: not in .*data; make toys$"):
+        getattr(stores(dir=""), f"{split}_clips")()
+
+
+def test_a_store_of_another_folder_serves_or_is_second_to_what_data_dir_lacks(stores, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "toy-val.h5").rename(tmp_path / "data/toy-val.h5")
+    assert len(stores(dir="mine").val_clips()) == 6
+    assert stores(dir="mine").store_here("val") is None
+    assert stores(dir="data").store_here("val") == stores(dir="").store_here("val") == Path("data/toy-val.h5")
+    with pytest.raises(UserError) as refused:
+        stores(dir="mine", camera="side").val_clips()
+    assert str(refused.value) == (
+        "toy-val.h5: not in mine; make toys; with data.dir=mine and the same other keys it is made there; "
+        "the one found instead, data/toy-val.h5: is of camera 'front', not 'side'"
+    )
 
 
 def test_a_store_of_another_camera_or_version_is_refused(stores, tmp_path):

@@ -42,6 +42,11 @@ def split_of(record: Record, val_every: int) -> str:
     return "val" if is_val else record.folder
 
 
+def _source_name(source: Path) -> str:
+    """What stores keep of `data.source`, which may be gone by now: the name of the tar, or of the folder of records."""
+    return FOLDER if (source / FOLDER).is_dir() else source.name
+
+
 def convert(source: Path, folder: Path, camera: str, val_every: int) -> dict[str, int]:
     """Make a store of each split that has trajectories, in one pass; returns their numbers.
 
@@ -106,7 +111,7 @@ class BAIR(TrajectoryDataModule):
 
     def fetch(self) -> None:
         """Make the stores unless they are there: from `source`, from what lies in the data folders, or a download."""
-        if self.find_store("train"):
+        if self.store_here("train"):
             self._verify()
             return
         folder = write_dir(self.dir)
@@ -120,9 +125,8 @@ class BAIR(TrajectoryDataModule):
     def _verify(self) -> None:
         counts = dict.fromkeys(SPLITS, 0)
         for split in SPLITS:
-            if path := self.find_store(split):
+            if path := self.store_here(split):
                 store = self.open_store(path)
-                self._check_origin(store)
                 store.verify()
                 counts[split] = len(store)
                 print(f"{path} is there and verified")
@@ -130,14 +134,19 @@ class BAIR(TrajectoryDataModule):
                 print(f"{self.store_file(split)} is not there: its source had no trajectories for it")
         _warn_of_missing(counts)
 
+    def open_store(self, path: Path) -> ClipStore:
+        """A store, or a UserError where it is not what `camera`, `source` and `val_every` would make."""
+        store = super().open_store(path)
+        self._check_origin(store)
+        return store
+
     def _check_origin(self, store: ClipStore) -> None:
-        """Raise UserError where a store is not what this configuration would make."""
         name, _, val_every = store.attributes["source"].partition(VAL_EVERY)
-        wanted = Path(self.source).name if self.source else name
+        wanted = _source_name(Path(self.source)) if self.source else name
         if (name, val_every) != (wanted, str(self.val_every)):
             raise UserError(
                 f"{store.path}: made from {store.attributes['source']}, not from {wanted}{VAL_EVERY}{self.val_every}; "
-                "delete the stores to have them made anew, or leave the keys as they were"
+                "leave data.source and data.val_every as they were, or delete the stores and make them again"
             )
 
     def _find_source(self) -> Path | None:

@@ -63,7 +63,7 @@ class PushSim(TrajectoryDataModule):
         """Verify the stores that are there, then simulate the other splits; draw the pictures that are missing."""
         missing = []
         for split in self.trajectories:
-            if path := self._here(split):
+            if path := self.store_here(split):
                 self.open_store(path).verify()
                 print(f"{path} is there and verified")
                 self._draw_missing(path)
@@ -89,11 +89,6 @@ class PushSim(TrajectoryDataModule):
             f"simulated, seed {self.simulation_seed}, {self.trajectories[split]} trajectories of "
             f"{self.trajectory_frames} frames"
         )
-
-    def _here(self, split: str) -> Path | None:
-        """The store that `fetch` need not make. With `data.dir` only one there counts: others may differ."""
-        path = self.find_store(split)
-        return path if path and (not self.dir or path.parent == Path(self.dir)) else None
 
     def _simulate(self, splits: Sequence[str]) -> None:
         simulator = PushSimulator()  # that it cannot run here is told now, and in one line

@@ -3,6 +3,7 @@
 F frames of a clip, H W pixels, C channels.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,11 @@ class TrajectoryDataModule(ClipDataModule):
         """The store of a split, if it has been made."""
         return find_file(self.store_file(split), self.dir)
 
+    def store_here(self, split: str) -> Path | None:
+        """The store that `fetch` need not make. With `data.dir` only one there counts: others may differ."""
+        path = self.find_store(split)
+        return path if path and not self._is_elsewhere(path) else None
+
     def open_store(self, path: Path) -> ClipStore:
         """A store, or a UserError where its trajectories are another camera's."""
         store = ClipStore(path)
@@ -154,6 +160,19 @@ class TrajectoryDataModule(ClipDataModule):
     def _open(self, split: str) -> ClipStore:
         path = self.find_store(split)
         if path is None:
-            folders = ", ".join(map(str, read_dirs(self.dir)))
-            raise UserError(f"{self.store_file(split)}: not in {folders}; {self.ways_out}")
-        return self.open_store(path)
+            raise UserError(self._missing(split, read_dirs(self.dir)))
+        try:
+            return self.open_store(path)
+        except UserError as error:
+            if not self._is_elsewhere(path):
+                raise
+            reason = str(error).partition("; ")[0]  # without its ways out, which are those of a store in its place
+            raise UserError(f"{self._missing(split, [Path(self.dir)])}; the one found instead, {reason}") from error
+
+    def _is_elsewhere(self, path: Path) -> bool:
+        """Whether a store lies in another folder than `data.dir`, which was named."""
+        return bool(self.dir) and path.parent != Path(self.dir)
+
+    def _missing(self, split: str, folders: Sequence[Path]) -> str:
+        there = f"; with data.dir={self.dir} and the same other keys it is made there" if self.dir else ""
+        return f"{self.store_file(split)}: not in {', '.join(map(str, folders))}; {self.ways_out}{there}"
