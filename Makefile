@@ -112,9 +112,10 @@ ablations: $(READY) ## Variants of the DiT, trained for equal seconds and compar
 oracle: $(READY) ## What the frame-count sweep's observations allow a method that is told the motion (minutes on a CPU)
 	$(VSR) oracle $(MNIST)/sweep_frames.yaml $(OVERRIDES)
 
-# A shipped prior, else the one that train-bair made.
-eval-bair: PRIOR = $(firstword $(wildcard data/checkpoints/$(PUSHING)) data/checkpoints/mine-$(PUSHING))
-eval-bair: $(READY) ## Table I, Figs. 6 and 7: 4x and 8x on robot pushing (SOURCE=bair or sim)
+# The prior that train-bair made, else the shipped one. A folder is whole once it has its card.
+PUSHING_CARDS = $(wildcard $(foreach name,mine-$(PUSHING) $(PUSHING),data/checkpoints/$(name)/card.yaml))
+eval-bair: PRIOR = $(firstword $(patsubst %/card.yaml,%,$(PUSHING_CARDS)) data/checkpoints/mine-$(PUSHING))
+eval-bair: $(READY) ## Table I, Figs. 6 and 7 on robot pushing (SOURCE=bair or sim) with train-bair's prior, else a shipped one
 	$(VSR) evaluate experiments/$(PUSHING)/eval.yaml prior=$(PRIOR) trainer.devices=$(DEVICES) $(OVERRIDES)
 
 figures: $(READY) ## Draw the figures of the finished frame-count sweep again

@@ -100,6 +100,15 @@ def test_stores_that_are_there_are_looked_at_before_others_are_simulated(stores)
         tiny_module(stores, simulation_seed=1).fetch()
 
 
+def test_stores_of_an_earlier_version_of_the_simulation_are_refused(stores, monkeypatch):
+    source = ClipStore(stores / "push_sim-train.h5").attributes["source"]
+    assert source == "simulated, seed 0, 2 trajectories of 4 frames"  # as it was before there were versions
+    monkeypatch.setattr(push_simulator, "VERSION", 2)
+    for use in ("fetch", "train_clips"):
+        with pytest.raises(UserError, match=r"train.h5: is simulated, seed 0, .* not simulated, version 2, seed"):
+            getattr(tiny_module(stores), use)()
+
+
 def test_pictures_that_an_interruption_left_missing_are_drawn(tmp_path, stand_in, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt

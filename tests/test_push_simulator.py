@@ -1,5 +1,7 @@
 """One simulated trajectory: its plan, its physics, its look. Tests marked `sim` need MuJoCo and an OpenGL library."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -66,6 +68,13 @@ def test_a_trajectory_is_a_function_of_its_key(simulator, trajectories):
     for name, array in trajectories[0].items():
         np.testing.assert_array_equal(again[name], array)
     assert not np.array_equal(trajectories[0]["video"], trajectories[1]["video"])
+
+
+@sim
+def test_a_script_need_not_close_it():
+    script = "import vsr_lightning.data.push_simulator as p; s = p.PushSimulator(); print(len(s.trajectory((0,), 1)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.stdout, done.stderr, done.returncode) == ("3\n", "", 0)
 
 
 @sim

@@ -1,7 +1,9 @@
 """The scene of simulated robot pushing as a MuJoCo model: `push_scene.xml` and a pool of small, colourful objects.
 
 The pool, its textures and the tray's lining are the same in every trajectory, as in BAIR, where the same things lie
-about for weeks. Textures are uint8 (H, W, 3); lengths in metres.
+about for weeks. An edit that changes a picture raises `push_simulator.VERSION`.
+
+Textures are uint8 (H, W, 3); lengths in metres.
 """
 
 import io

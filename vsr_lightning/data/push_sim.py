@@ -10,6 +10,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from vsr_lightning.config import UserError
+from vsr_lightning.data import push_simulator
 from vsr_lightning.data.clip_store import ClipStore, write_store
 from vsr_lightning.data.fetching import check_space, write_dir
 from vsr_lightning.data.push_simulator import FRAME_SIZE, PushSimulator
@@ -84,9 +85,10 @@ class PushSim(TrajectoryDataModule):
         return store
 
     def _origin(self, split: str) -> str:
-        """What a store says of itself."""
+        """What a store says of itself. Version 1, that of the first stores, goes without saying."""
+        version = f"version {push_simulator.VERSION}, " if push_simulator.VERSION > 1 else ""
         return (
-            f"simulated, seed {self.simulation_seed}, {self.trajectories[split]} trajectories of "
+            f"simulated, {version}seed {self.simulation_seed}, {self.trajectories[split]} trajectories of "
             f"{self.trajectory_frames} frames"
         )
 

@@ -5,6 +5,7 @@ F frames, H W pixels. Lengths in metres, times in seconds.
 
 import os
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from vsr_lightning.config import UserError
 from vsr_lightning.data.push_scene import POOL_SIZE, TRAY_HALF, make_model, object_name
 
+VERSION = 1  # of trajectories: raise it with an edit, here or in push_scene.*, that changes what comes of a key
 FRAME_SIZE = 64
 SUPERSAMPLING = 2  # frames are rendered so many times larger and averaged: a camera's pixel has an area
 SUBSTEPS = 12  # physics steps a frame
@@ -46,7 +48,7 @@ def make_plan(rng: np.random.Generator, objects: np.ndarray) -> list[np.ndarray]
 
 
 class PushSimulator:
-    """Simulates and renders trajectories, each a function of its key alone.
+    """Simulates and renders trajectories, each a function of its key alone. Closes itself at exit, if not before.
 
     The physics is deterministic for one version of MuJoCo; the pixels also depend on the renderer, see `renderer`.
 
@@ -64,6 +66,8 @@ class PushSimulator:
             self._renderer = mujoco.Renderer(self._model, size, size)
         except Exception as error:  # MuJoCo and PyOpenGL raise whatever the missing library makes them raise
             raise UserError(_gl_message(error)) from error
+        # MuJoCo would do it by itself, but so late that Python's modules are gone: a traceback at exit.
+        self._close = weakref.finalize(self, self._renderer.close)
         self._bodies = [self._model.body(object_name(i)).id for i in range(POOL_SIZE)]
         self._joints = [self._model.joint(f"{object_name(i)}_joint").qposadr[0] for i in range(POOL_SIZE)]
 
@@ -77,7 +81,7 @@ class PushSimulator:
         return f"mujoco {self._mujoco.__version__}, {os.environ['MUJOCO_GL']}"
 
     def close(self) -> None:
-        self._renderer.close()
+        self._close()
 
     def trajectory(self, key: tuple[int, ...], num_frames: int) -> Arrays:
         """What a store keeps of the trajectory that `key` names.
