@@ -116,6 +116,14 @@ def observation(prior: Prior, batch: int, device: torch.device) -> Observation:
     return Observation(y, operator, torch.ones(batch, device=device))
 
 
+def check_steps(prior: Prior, steps: int) -> None:
+    """Raise UserError where the prior's schedule has fewer steps."""
+    try:
+        prior.schedule.respaced(steps)
+    except UserError as error:
+        raise UserError(f"--steps: {error}") from None
+
+
 def bench_sampling(
     prior_folder: str, batch: int, steps: int, device: torch.device, repeats: int, profile_to: Path | None = None
 ) -> list[Result]:
@@ -311,23 +319,35 @@ def peak_memory(device: torch.device) -> float | None:
 # ------------------------------------------------------------------------------------------------ command
 
 
+def positive(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text}")
+    return int(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prior", default="data/checkpoints/moving_mnist")
     parser.add_argument("--output", type=Path, default=Path("runs/bench"))
-    parser.add_argument("--batch", type=int, help="videos a step (80 on a GPU, 2 on a CPU)")
-    parser.add_argument("--train-batch", type=int, help="videos a training step (256 on a GPU, 4 on a CPU)")
-    parser.add_argument("--steps", type=int, help="sampler steps a measurement (50 on a GPU, 2 on a CPU)")
-    parser.add_argument("--repeats", type=int, default=3, help="measurements, of which the median counts (%(default)s)")
+    parser.add_argument("--batch", type=positive, help="videos a step (80 on a GPU, 2 on a CPU)")
+    parser.add_argument("--train-batch", type=positive, help="videos a training step (256 on a GPU, 4 on a CPU)")
+    parser.add_argument("--steps", type=positive, help="sampler steps a measurement (50 on a GPU, 2 on a CPU)")
+    parser.add_argument(
+        "--repeats", type=positive, default=3, help="measurements, of which the median counts (%(default)s)"
+    )
     parser.add_argument("--profile", action="store_true", help="also write which kernels the time goes to")
     parser.add_argument("--train", metavar="YAML", help="also the loader, and the train command's steps, of this DiT")
-    parser.add_argument("--train-steps", type=int, help="such steps (300 on a GPU, 3 on a CPU)")
+    parser.add_argument("--train-steps", type=positive, help="such steps (300 on a GPU, 3 on a CPU)")
     parser.add_argument("overrides", nargs="*", help="key=value, of the experiment of --train")
     options = parser.parse_intermixed_args()
 
     on_gpu = torch.cuda.is_available()
+    batch, steps = options.batch or (80 if on_gpu else 2), options.steps or (50 if on_gpu else 2)
+    train_batch = options.train_batch or (256 if on_gpu else 4)
     training = None
     try:  # before minutes of measurements
+        check_steps(load_prior(options.prior), steps)
         if options.train:
             training = short_training(options.train, options.overrides, options.train_steps or (300 if on_gpu else 3))
         elif options.overrides:
@@ -337,8 +357,6 @@ def main() -> None:
     device = torch.device("cuda" if on_gpu else "cpu")
     torch.set_float32_matmul_precision("high")  # TF32, for the reference too
     peak = matrix_rate(device, torch.bfloat16 if on_gpu else torch.float32)
-    batch, steps = options.batch or (80 if on_gpu else 2), options.steps or (50 if on_gpu else 2)
-    train_batch = options.train_batch or (256 if on_gpu else 4)
     profiles = [
         options.output / f"profile-{name}.txt" if options.profile else None for name in ("sampling", "training")
     ]

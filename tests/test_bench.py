@@ -94,11 +94,18 @@ def test_the_loader_and_the_train_command_are_measured_too(tiny_prior, tmp_path,
         (["--train", str(ROOT / "experiments/moving_mnist/dit.yaml"), "--train-steps", "1"], "--train-steps: must be"),
         (["--train", str(ROOT / "experiments/moving_mnist/dit.yaml"), "data.bach_size=2"], "bach_size"),
         (["data.batch_size=2"], "data.batch_size=2: is for the experiment of --train"),
+        (["--prior", "nowhere"], "error: nowhere"),
+        (["--steps", "5000"], "error: --steps: sampler.steps: 5000 is not between 1 and 1000"),
+        *(
+            ([f"--{name}", number], f"error: argument --{name}: must be a whole number of at least 1, not {number}")
+            for name in ("repeats", "batch", "steps", "train-batch", "train-steps")
+            for number in ("0", "-3", "two")
+        ),
     ],
 )
-def test_mistakes_are_told_before_anything_is_measured(arguments, line, monkeypatch, capsys):
+def test_mistakes_are_told_before_anything_is_measured(arguments, line, tiny_prior, monkeypatch, capsys):
     monkeypatch.setattr("bench.matrix_rate", lambda device, dtype: pytest.fail("measured"))
-    monkeypatch.setattr(sys, "argv", ["bench.py", *arguments])
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--prior", str(tiny_prior), *arguments])
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 2
