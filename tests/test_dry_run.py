@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_sweep import SWEEP, TINY
 
 from vsr_lightning.__main__ import main
 from vsr_lightning.config import load_config
 from vsr_lightning.evaluation import results, videos
 from vsr_lightning.evaluation.dry_run import dry_run
+from vsr_lightning.evaluation.job import prepare
 from vsr_lightning.evaluation.run import sweep
 
 
@@ -53,6 +55,70 @@ def test_time_from_rows_of_this_prior_on_this_hardware(overrides, tmp_path):
     meta = json.loads((folder / "meta.json").read_text())
     (folder / "meta.json").write_text(json.dumps({**meta, "hardware": "another"}))
     assert "time: unknown" in dry_run(load_config(SWEEP, overrides))
+
+
+@pytest.fixture
+def on_a_gpu(overrides, monkeypatch):
+    """Overrides of a sweep that would be on two GPUs, with batches of 3 as before."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr("vsr_lightning.runs.hardware", lambda: "a GPU")
+    return [*overrides, "trainer.accelerator=gpu"]
+
+
+def write_run(folder, job, batches, **meta):
+    """A run folder of batches of so many restorations on a GPU, each batch in 30 seconds, padded to 3."""
+    (folder / "rows").mkdir(parents=True)
+    (folder / "meta.json").write_text(json.dumps({"hardware": "a GPU", **meta}))
+    (folder / "config.yaml").write_text("trainer: {batch_size: 3}")
+    lines = []
+    for number, size in enumerate(batches):
+        seconds = (30 + 1e-6 * number) / size  # no two batches take equally long
+        lines += [{**job.to_row(job.items[0]), "noise": len(lines) + i, "seconds": seconds} for i in range(size)]
+    text = "".join(json.dumps(row | {"status": "ok"}) + "\n" for row in lines)
+    (folder / "rows/rank-0.jsonl").write_text(text)
+
+
+@pytest.mark.parametrize("batches", [[3, 3], [1], [2]], ids=str)
+def test_on_a_gpu_batches_take_the_time_of_full_ones(on_a_gpu, tmp_path, batches):
+    experiment = load_config(SWEEP, on_a_gpu)
+    write_run(tmp_path / "runs/earlier", prepare(experiment), batches)
+    # 8 items are 3 batches, of 2 steps as the one measured: 30 s each.
+    assert "time: about 90 seconds" in dry_run(experiment)
+    assert "time: about 30 seconds" in dry_run(experiment, limit=1)
+    assert "time: about 60 seconds" in dry_run(load_config(SWEEP, [*on_a_gpu, "trainer.devices=2"]))
+    # The same for each item of a batch that is twice as large.
+    assert "time: about 2.0 minutes" in dry_run(load_config(SWEEP, [*on_a_gpu, "trainer.batch_size=6"]))
+
+
+def test_a_run_that_went_on_elsewhere_says_nothing_of_this_hardware(on_a_gpu, tmp_path):
+    experiment = load_config(SWEEP, on_a_gpu)
+    write_run(tmp_path / "runs/earlier", prepare(experiment), [3], resumed=[{"hardware": "another"}])
+    assert "time: unknown" in dry_run(experiment)
+    write_run(tmp_path / "runs/later", prepare(experiment), [3], resumed=[{"hardware": "a GPU"}])
+    assert "time: about 90 seconds, by 3 restorations" in dry_run(experiment)
+
+
+def test_damage_in_other_folders_does_not_matter(on_a_gpu, tmp_path):
+    experiment = load_config(SWEEP, on_a_gpu)
+    write_run(tmp_path / "runs/good", prepare(experiment), [3])
+    for name in ("rows", "no-number", "meta", "config"):
+        write_run(tmp_path / "runs" / name, prepare(experiment), [3])
+    (tmp_path / "runs/rows/rows/rank-0.jsonl").write_text("garbage\n")
+    row = json.loads((tmp_path / "runs/no-number/rows/rank-0.jsonl").read_text().splitlines()[0])
+    changes = ({"steps": 0}, {"steps": None}, {"seconds": "30"}, {"sampler": []}, {"prior": []}, {"status": {}})
+    rows = [row | change for change in changes]
+    (tmp_path / "runs/no-number/rows/rank-0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "runs/meta/meta.json").write_text('{"resumed": [1]}')
+    (tmp_path / "runs/config/config.yaml").write_text("trainer: [")
+    assert "time: about 90 seconds, by 6 restorations" in dry_run(experiment)
+
+
+@pytest.mark.parametrize("environment", [{}, {"RANK": "0", "WORLD_SIZE": "1"}])
+def test_several_machines_need_no_launcher(overrides, monkeypatch, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert "by device: 1, 1, 1, 0" in dry_run(load_config(SWEEP, [*overrides, "trainer.num_nodes=4"]))
 
 
 def test_a_first_look_and_then_the_rest(overrides, capsys):

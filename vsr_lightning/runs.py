@@ -142,13 +142,15 @@ def world_size(experiment: Experiment) -> int:
     return experiment.trainer.devices * experiment.trainer.num_nodes
 
 
-def check_devices(experiment: Experiment) -> None:
+def check_devices(experiment: Experiment, launched: bool = True) -> None:
+    """Raise UserError unless the devices, and if `launched` the processes, are there that the experiment counts on."""
     accelerator, available = experiment.trainer.accelerator, torch.cuda.device_count()
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError(f"trainer.accelerator: '{accelerator}' asked for, no GPU here")
     if uses_gpu(experiment) and experiment.trainer.devices > available:
         raise UserError(f"trainer.devices: {experiment.trainer.devices} GPUs asked for, {available} here")
-    _check_launcher(experiment)
+    if launched:
+        _check_launcher(experiment)
 
 
 def _check_launcher(experiment: Experiment) -> None:

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
+import yaml
+
 from vsr_lightning import runs
-from vsr_lightning.config import Experiment
+from vsr_lightning.config import Experiment, UserError
 from vsr_lightning.evaluation import results
 from vsr_lightning.evaluation.grid import Item, batches_of_rank, first_look
 from vsr_lightning.evaluation.inventory import take_inventory
@@ -18,8 +20,11 @@ ROW_BYTES = 1500  # of an item in its row file and in results.csv
 
 
 def dry_run(experiment: Experiment, limit: int | None = None) -> str:
-    """The plan of a sweep as text; nothing is written. Raises UserError, as the sweep itself would."""
-    job = prepare(experiment)
+    """The plan of a sweep as text; nothing is written. Raises UserError, as the sweep itself would.
+
+    One process plans for all, so that several machines need no launcher here.
+    """
+    job = prepare(experiment, launched=False)
     folder = runs.find_run(experiment, "sweep", job.inputs)
     held = take_inventory(folder)
     missing = job.missing(held)
@@ -65,31 +70,70 @@ def _time(job: Job, items: list[Item]) -> str:
     rates = {sampler: median(seconds) for sampler, seconds in measured.items()}
     world = runs.world_size(job.experiment)
     shares = [batches_of_rank(items, job.experiment.trainer.batch_size, rank, world) for rank in range(world)]
-    chosen = [[items[index] for batch in share for index in batch] for share in shares]
-    longest = max(sum(rates[item.sampler] * item.steps for item in share) for share in chosen)
+
+    def seconds_of(batch: list[int]) -> float:
+        item = items[batch[0]]  # a batch has one sampler and number of steps
+        return rates[item.sampler] * item.steps * _computed_size(job.experiment, len(batch))
+
+    longest = max(sum(map(seconds_of, share)) for share in shares)
     count = sum(len(seconds) for seconds in measured.values())
     return f"about {_duration(longest)}, by {count} restorations measured on this hardware"
 
 
+def _computed_size(experiment: Experiment, size: int) -> int:
+    """The items that a batch of so many takes the time of: on a GPU it is padded to one shape."""
+    return experiment.trainer.batch_size if runs.uses_gpu(experiment) else size
+
+
 def _seconds_per_step(job: Job) -> Iterator[tuple[str, float]]:
-    """Sampler, and seconds of its step for one item, in every run folder beside this one and in it."""
+    """Sampler, and seconds of its step for one item of a full batch, in every run folder beside this one and in it."""
     for meta_path in sorted(Path(job.experiment.runs_dir).glob("**/meta.json")):
-        folder = meta_path.parent
-        if (folder / "rows").is_dir() and _hardware(meta_path) == runs.hardware():
-            alike = [row for row in results.read_rows(folder) if _is_alike(row, job)]
-            yield from ((row["sampler"], row["seconds"] / row["steps"]) for row in alike)
+        if _hardware(meta_path) != {runs.hardware()}:
+            continue
+        rows = [row for row in _readable_rows(meta_path.parent) if _is_alike(row, job)]
+        shares = _shares_of_full_batch(rows, meta_path.parent, job.experiment)
+        yield from (
+            (row["sampler"], row["seconds"] / row["steps"] * share) for row, share in zip(rows, shares, strict=True)
+        )
+
+
+def _shares_of_full_batch(rows: list[Row], folder: Path, experiment: Experiment) -> list[float]:
+    """How full each row's batch was, of what it took the time of; 1 on a CPU, which pads none."""
+    full = _stored_batch_size(folder) if runs.uses_gpu(experiment) else None
+    if full is None:
+        return [1.0] * len(rows)
+    together = Counter(row["seconds"] for row in rows)  # the rows of a batch, which share its time equally
+    return [min(1.0, together[row["seconds"]] / full) for row in rows]
+
+
+def _stored_batch_size(folder: Path) -> int | None:
+    try:
+        return int(yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["batch_size"]) or None
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _readable_rows(folder: Path) -> list[Row]:
+    """The rows of a folder, none if they cannot be read: what is damaged in another run does not matter here."""
+    try:
+        return results.read_rows(folder)
+    except (OSError, UserError):
+        return []
 
 
 def _is_alike(row: Row, job: Job) -> bool:
-    same = row.get("prior") == job.fixed["prior"] and row.get("sampler") in job.samplers
-    return same and row["status"] == "ok" and isinstance(row.get("seconds"), int | float)
+    same = row.get("prior") == job.fixed["prior"] and row.get("sampler") in [*job.samplers]
+    numbers = isinstance(row.get("seconds"), int | float) and isinstance(row.get("steps"), int) and row["steps"] > 0
+    return same and numbers and row["status"] == "ok"
 
 
-def _hardware(meta_path: Path) -> str:
+def _hardware(meta_path: Path) -> set[str]:
+    """Of all goes of a run: its rows do not say which go they are of."""
     try:
-        return json.loads(meta_path.read_text()).get("hardware", "")
-    except (OSError, ValueError, AttributeError):
-        return ""
+        meta = json.loads(meta_path.read_text())
+        return {go.get("hardware", "") for go in (meta, *meta.get("resumed", []))}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return set()
 
 
 def _disk_bytes(job: Job, items: list[Item]) -> int:

@@ -59,9 +59,9 @@ class Job:
         return item.noise == 0 and item.video < self.experiment.grid.keep_videos
 
 
-def prepare(experiment: Experiment) -> Job:
-    """Check and load all that a sweep needs; nothing is written. Raises UserError."""
-    runs.check_devices(experiment)
+def prepare(experiment: Experiment, launched: bool = True) -> Job:
+    """Check and load all that a sweep needs, its processes too if `launched`; nothing is written. Raises UserError."""
+    runs.check_devices(experiment, launched)
     prior = load_prior(experiment.prior)
     check_frames(prior, experiment.grid.num_frames)
     degradation = build(experiment.degradation, "degradation", Downsample)
