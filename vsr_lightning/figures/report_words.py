@@ -35,7 +35,13 @@ LABELS_IN = {
     ("summary", "difference"): "PSNR, first frame (dB), minus the first variant",
     ("paired", "psnr_first_difference"): "PSNR, first frame (dB), random minus sequential",
 }
-VARIANTS = {"_bicubic": "bicubic", "_vae": "VAE", "_of_mean": "mean of samples", "_difference": "difference"}
+VARIANTS = {
+    "_bicubic": "bicubic",
+    "_vae": "VAE",
+    "_of_mean": "mean of samples",
+    "_oracle": "oracle",
+    "_difference": "difference",
+}
 # By the column's beginning.
 DECIMALS = {"psnr": 2, "difference": 2, "spread": 2, "ssim": 3, "temporal_error": 4, "residual_rms": 4}
 # Measured columns in their order: each score of the restoration, of the mean of samples, of bicubic, of the VAE.
