@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from vsr_lightning.evaluation import results, videos
@@ -44,6 +44,7 @@ def _run(arguments: list[str], log: Path, environment: dict[str, str], bytes_a_f
     sys.stdout.reconfigure(line_buffering=True)
     os.environ.clear()
     os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background ignores Ctrl-C
     torch.set_num_threads(1)
     rank_zero_only.rank = int(environment.get("RANK", 0))  # as it would be if Lightning were imported only now
     if bytes_a_file is not None:
@@ -52,15 +53,21 @@ def _run(arguments: list[str], log: Path, environment: dict[str, str], bytes_a_f
     os._exit(main(arguments))  # the exit of a fork must not run what its parent registered
 
 
-def start_ranks(arguments: list[str], log: Path, world_size: int = 2) -> list:
-    """The processes that `torchrun --nproc-per-node=world_size` would start; ending those left over is the caller's."""
+def start_ranks(arguments: list[str], log: Path, own: Sequence[list[str]] = ([], [])) -> list:
+    """The processes that torchrun would start, each with arguments of its `own`; ending those left over is the
+    caller's.
+    """
+    world_size = len(own)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     common = {"WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     common |= {"TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": 0, "TORCHELASTIC_USE_AGENT_STORE": False}
     ranks = [{**common, "RANK": rank, "LOCAL_RANK": rank} for rank in range(world_size)]
-    return [start(arguments, log, os.environ | {k: str(v) for k, v in rank.items()}) for rank in ranks]
+    return [
+        start([*arguments, *more], log, os.environ | {k: str(v) for k, v in rank.items()})
+        for rank, more in zip(ranks, own, strict=True)
+    ]
 
 
 def finish(process) -> int:
@@ -68,6 +75,12 @@ def finish(process) -> int:
     process.join(PATIENCE)
     assert process.exitcode is not None, "the process is stuck"
     return process.exitcode
+
+
+def interrupt(process) -> int:
+    """Ctrl-C; the exit code of the process."""
+    os.kill(process.pid, signal.SIGINT)
+    return finish(process)
 
 
 def kill(process) -> bool:

@@ -170,7 +170,10 @@ def test_a_sweep_without_a_gpu_takes_the_small_preset(command, gpu, overrides, n
         (["data.digits=emnist"], "data.digits"),
         (["logging.mode=online"], "logging.mode"),
         (["prior="], "prior"),
-        (["prior=''"], "card.yaml"),
+        (["prior=''"], "prior: is empty; name a prior's folder"),
+        (["grid.sigma_h=[1.0000001,1.0000002]"], "grid.sigma_h: 1.0000001 and 1.0000002 are one"),
+        (["grid.sigma_h_per_factor=[0.50000001,0.5]"], "grid.sigma_h_per_factor: "),
+        (["grid.zeta=[1,0.99999999]"], "grid.zeta: "),
         (["trainer.devices=0"], "trainer.devices"),
     ],
 )
@@ -296,6 +299,34 @@ def test_a_run_folder_of_another_configuration(refused, experiment, command):
 def test_a_run_folder_with_a_damaged_configuration(refused, experiment, content):
     (runs.open_run(load_config(experiment), "sweep", {}) / "config.yaml").write_text(content)
     assert "config.yaml" in refused("sweep")
+
+
+@pytest.mark.parametrize("content", [b'{"kind": "sw', b"", b"\xff", b'["a list"]', b'{"inputs": []}'])
+@pytest.mark.parametrize("command", ["sweep", "train"])
+def test_a_run_folder_with_a_damaged_record(refused, experiment, command, content):
+    (runs.open_run(load_config(experiment), command, {}) / "meta.json").write_bytes(content)
+    line = refused(command)
+    assert "runs/tiny/meta.json: " in line
+    assert "put it back from a copy" in line
+
+
+@pytest.mark.parametrize(
+    ("variable", "mode"),
+    [("dryrun", "offline"), ("run", "online"), ("disabled", "disabled"), ("offline", "offline"), ("online", "online")],
+)
+def test_words_of_wandbs_variable(monkeypatch, variable, mode):
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_MODE", variable)
+    assert runs.logging_mode(load_config(SWEEP_FRAMES)) == mode
+
+
+def test_wandbs_variable_asks_for_what_cannot_be(refused, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "nobody"))
+    monkeypatch.delenv("NETRC", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "bogus")
+    assert "WANDB_MODE: 'bogus' is none of online, offline, disabled" in refused("sweep")
+    monkeypatch.setenv("WANDB_MODE", "run")  # W&B would ask for a key
+    assert "needs a W&B API key" in refused("sweep")
 
 
 @pytest.mark.parametrize("command", ["train", "export"])

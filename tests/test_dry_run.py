@@ -145,7 +145,8 @@ def test_a_first_look_and_then_the_rest(overrides, capsys):
 @pytest.mark.parametrize(
     ("command", "option", "named"),
     [
-        ("sweep", ["--limit", "0"], "argument --limit"),
+        ("sweep", ["--limit", "0"], "argument --limit: '0' is not a whole number of at least 1"),
+        ("sweep", ["--limit", "1.5"], "argument --limit: '1.5' is not a whole number of at least 1"),
         ("train", ["--limit", "1"], "--limit is for sweep and evaluate, not for train"),
         ("figures", ["--dry-run"], "--dry-run is for sweep and evaluate, not for figures"),
     ],

@@ -15,6 +15,7 @@ from vsr_lightning.data.clips import to_uint8, to_video
 from vsr_lightning.data.moving_mnist import MovingMNIST
 from vsr_lightning.degradation.downsample import Downsample, upsample_bicubic
 from vsr_lightning.evaluation import results, videos
+from vsr_lightning.evaluation.dry_run import dry_run
 from vsr_lightning.evaluation.run import UntilTimeIsUp, sweep
 from vsr_lightning.inference.lit_vsr import LitVSR
 from vsr_lightning.metrics import psnr, ssim, temporal_error
@@ -239,10 +240,14 @@ def test_the_time_limit_lets_one_batch_through():
     assert list(UntilTimeIsUp(0, max_minutes=1e-9)) == []
 
 
-def test_failed_items_are_kept_marked_and_tried_again(tiny_prior, tmp_path, restored_sizes):
+def test_failed_items_are_kept_marked_and_tried_again(tiny_prior, tmp_path, restored_sizes, capsys):
     # The square of so much noise overflows float32.
     overrides = ["grid.sigma_y=[0.02,3e18]", "grid.num_frames=[2]", "grid.noises=1", "trainer.batch_size=4"]
     folder = sweep(experiment(tiny_prior, tmp_path, *overrides))
+    first, header, *_ = capsys.readouterr().out.splitlines()
+    failed = "2 failed (non-finite at step 0 with zeta 0.5)"
+    assert first == f"{folder}: 2 of 4 restorations, {failed}; the same command tries them again"
+    assert header.split()[:3] == ["sigma_y", "n", "failed"]
     rows = results.read_table(folder / "results.csv")
     assert [(row["sigma_y"], row["status"]) for row in rows[:2]] == [(0.02, "ok")] * 2
     assert len(rows) == 4
@@ -252,6 +257,17 @@ def test_failed_items_are_kept_marked_and_tried_again(tiny_prior, tmp_path, rest
     sweep(experiment(tiny_prior, tmp_path, *overrides))
     assert restored_sizes == [4, 2]  # only the failed ones
     assert len(results.read_table(folder / "results.csv")) == 4
+
+
+def test_a_sweep_in_which_everything_failed_says_so(tiny_prior, tmp_path, capsys):
+    overrides = ["grid.sigma_y=[3e18]", "grid.noises=1"]
+    sweep(experiment(tiny_prior, tmp_path, *overrides, "trainer.max_minutes=1e-9"))
+    failed = "failed (non-finite at step 0 with zeta 0.5)"
+    printed = capsys.readouterr().out
+    assert f": 0 of 4 restorations, 3 {failed}; the same command goes on and tries them again\n" in printed
+    sweep(experiment(tiny_prior, tmp_path, *overrides))
+    printed = capsys.readouterr().out
+    assert f": 0 of 4 restorations, 4 {failed}; the same command tries them again\n" in printed
 
 
 def test_a_later_success_replaces_a_failure(tiny_prior, tmp_path, monkeypatch):
@@ -304,6 +320,28 @@ def test_a_prior_that_was_trained_again_is_refused(tiny_prior, tmp_path):
     save_prior(tiny_prior, read_card(tiny_prior), vae, dit)
     with pytest.raises(UserError, match=r"another prior.*name=frame_count-2"):
         sweep(experiment(tiny_prior, tmp_path))
+
+
+@pytest.mark.parametrize("damage", ["torn", "lost"])
+def test_so_is_one_whose_record_says_nothing(tiny_prior, tmp_path, damage):
+    """Then the rows tell of which prior they are, and the folder is left as it was."""
+    command = experiment(tiny_prior, tmp_path)
+    folder = sweep(command)
+    meta = folder / "meta.json"
+    whole = meta.read_bytes()
+    meta.write_bytes(whole[:100]) if damage == "torn" else meta.unlink()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    prior = load_prior(tiny_prior)
+    save_prior(tmp_path / "other", read_card(tiny_prior) | {"name": "other"}, prior.vae, prior.dit)
+    message = r"meta.json: cannot be read" if damage == "torn" else r"rows of another prior \(tiny_prior@.*not other@"
+    for run in (sweep, dry_run):
+        with pytest.raises(UserError, match=message):
+            run(experiment(tmp_path / "other", tmp_path))
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    meta.unlink(missing_ok=True)  # the way out
+    sweep(command)
+    assert json.loads(meta.read_text())["inputs"] == json.loads(whole)["inputs"]
+    assert len(lines(folder)) == ITEMS
 
 
 def test_a_run_folder_of_another_configuration_is_refused(tiny_prior, tmp_path):

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from killing import PATIENCE, Killer, assert_same_results, finish, kill, start, start_ranks, wait_until
+from killing import PATIENCE, Killer, assert_same_results, finish, interrupt, kill, start, start_ranks, wait_until
 
 from vsr_lightning.__main__ import main
 from vsr_lightning.evaluation import results
@@ -25,6 +26,7 @@ SWEEP = [
     *("grid.videos=2", "grid.noises=2", "grid.num_frames=[1,3]", "grid.order=[random]"),
 ]
 ITEMS = 8
+INTERRUPTED = "interrupted; the same command goes on from what is on disk"
 VAE = [
     *("data.num_frames=2", "data.batch_size=2", "data.num_workers=0", "data.val_videos=2", "data.num_videos=15"),
     *("vae.latent_channels=4", "vae.widths=[8,8,8]", "vae.encoder_blocks=[1,1,1]", "vae.decoder_blocks=[1,1,1]"),
@@ -71,12 +73,43 @@ def test_a_sweep_ends_when_it_is_told_to(sweep_arguments, tmp_path):
     assert count_rows(folder) < ITEMS
 
 
-@pytest.mark.parametrize("moment", ["as soon as they are there", "at work"])
-def test_so_do_the_processes_that_it_started(sweep_arguments, tmp_path, moment):
+def test_ctrl_c_ends_a_sweep_with_a_line(sweep_arguments, tmp_path):
+    folder, log = tmp_path / "runs" / "frame_count", tmp_path / "log.txt"
+    process = start([*sweep_arguments, "sampler.steps=300", "trainer.progress=true"], log)
+    wait_until(lambda: count_rows(folder) >= 1, process)
+    assert interrupt(process) == 130, log.read_text()
+    assert log.read_text().splitlines()[-1] == INTERRUPTED
+    assert count_rows(folder) < ITEMS
+
+
+def test_ctrl_c_ends_a_training_with_a_line(tmp_path):
+    log, checkpoint = tmp_path / "log.txt", tmp_path / "moving_mnist_vae" / "checkpoints" / "last.ckpt"
+    vae = [*VAE, "training.max_steps=2000", "training.val_every=2000"]
+    process = start(["train", str(EXPERIMENTS / "vae.yaml"), *COMMON, *vae, f"runs_dir={tmp_path}"], log)
+    wait_until(checkpoint.exists, process)
+    assert interrupt(process) == 130, log.read_text()
+    assert log.read_text().splitlines()[-1] == INTERRUPTED
+    assert step_of(checkpoint) < 2000
+
+
+@pytest.mark.parametrize(
+    ("moment", "told", "code"),
+    [
+        ("as soon as they are there", signal.SIGTERM, -signal.SIGTERM),
+        ("at work", signal.SIGTERM, -signal.SIGTERM),
+        ("at work", signal.SIGINT, 130),
+    ],
+)
+def test_so_do_the_processes_that_it_started(sweep_arguments, tmp_path, moment, told, code):
     folder = tmp_path / "runs" / "frame_count"
     arguments = [*sweep_arguments, "trainer.devices=2", "sampler.steps=300", "grid.noises=8"]
     with (tmp_path / "log.txt").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", "vsr_lightning", *arguments], stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vsr_lightning", *arguments],
+            stdout=log,
+            stderr=log,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # in the background it is ignored
+        )
 
     def wait_for(condition, patience=PATIENCE):
         deadline = time.monotonic() + patience
@@ -88,8 +121,8 @@ def test_so_do_the_processes_that_it_started(sweep_arguments, tmp_path, moment):
     if moment == "at work":
         wait_for(lambda: sum(path.stat().st_size > 0 for path in folder.glob("rows/rank-*.jsonl")) == 2)
     (child,) = children(process.pid)
-    process.terminate()
-    assert process.wait(PATIENCE) == -signal.SIGTERM, (tmp_path / "log.txt").read_text()
+    process.send_signal(told)
+    assert process.wait(PATIENCE) == code, (tmp_path / "log.txt").read_text()
     wait_for(lambda: not is_alive(child), patience=3)  # by itself it would look for the dead one for longer
     assert count_rows(folder) < 4 * ITEMS
 
@@ -120,6 +153,21 @@ def test_a_rank_that_dies(sweep_arguments, tmp_path):
     assert [finish(rank) for rank in start_ranks(arguments, log)] == [0, 0], log.read_text()
     assert finish(start([*sweep_arguments, "name=undisturbed"], log)) == 0
     assert_same_results(folder, folder.with_name("undisturbed"))
+
+
+@pytest.mark.parametrize("late", [1, 0])
+def test_ranks_that_disagree_on_what_is_missing(sweep_arguments, tmp_path, late):
+    """The file system of another machine shows rows late, here never: rank 0's list counts, and nobody waits."""
+    log, done = tmp_path / "log.txt", tmp_path / "runs" / "frame_count"
+    assert finish(start(sweep_arguments, log)) == 0, log.read_text()
+    behind = tmp_path / "behind" / "frame_count"
+    shutil.copytree(done, behind, ignore=shutil.ignore_patterns("rows", "means.csv"))
+    own = [[f"runs_dir={(behind if rank == late else done).parent}"] for rank in range(2)]
+    ranks = start_ranks([*sweep_arguments, "trainer.devices=2"], log, own)
+    assert [finish(rank) for rank in ranks] == [0, 0], log.read_text()
+    again = 0 if late else ITEMS // 2  # by each of the two
+    assert (count_rows(done), count_rows(behind)) == (ITEMS, again)
+    assert results.count_rows(done) == ITEMS + again
 
 
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(sweep_arguments, tmp_path, monkeypatch, capfd):

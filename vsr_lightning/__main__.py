@@ -25,7 +25,10 @@ USES_GRID = ("sweep", "evaluate", "figures", "ablate")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0, or 2 after one line on stderr for a mistake of the user's."""
+    """Run one command. Returns the exit code: 0, 130 when interrupted, or 2 for a mistake of the user's.
+
+    Other than 0, after one line on stderr.
+    """
     options = _parse(arguments)
     try:
         if options.command == "report":
@@ -57,7 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         again = "starts again" if options.command in ("data", "oracle") else "goes on from what is on disk"
-        print(f"interrupted; the same command {again}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"interrupted; the same command {again}", file=sys.stderr)
         return 130
     return 0
 
@@ -134,10 +138,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
+    return int(text)
 
 
 def _experiment_parser() -> argparse.ArgumentParser:
@@ -200,6 +203,7 @@ def _quiet() -> None:
         ".*Lazy modules.*",
         ".*lr_scheduler.step.*",
         ".*The `srun` command.*",
+        "Total length of `DataLoader` across ranks is zero.*",  # a finished sweep
         "Mismatch dtype between input and weight.*",  # RMSNorm's float32 weights under autocast
     ):
         warnings.filterwarnings("ignore", message)

@@ -37,6 +37,13 @@ DEFAULTS = dataclasses.asdict(Experiment())
 BIN = ".venv/bin/" if sys.prefix == str(Path(".venv").absolute()) else ""  # how a user reaches installed commands
 LOG_INTERVAL = 0.1  # seconds from logging to disk; a killed process loses what is younger, by default 15 s
 MAX_TAG = 64  # characters, W&B's limit
+WANDB_MODES = {  # what W&B's variable may say, its older words included
+    "online": "online",
+    "offline": "offline",
+    "disabled": "disabled",
+    "run": "online",
+    "dryrun": "offline",
+}
 PACKAGES = ("vsr-lightning", "torch", "lightning", "torchmetrics", "numpy")
 
 
@@ -133,6 +140,17 @@ def matmul_precision(name: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C out of a Trainer as KeyboardInterrupt: of itself it ends the process, without a word, with code 1."""
+    try:
+        yield
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+
+
 def strategy(experiment: Experiment) -> str:
     return "ddp" if world_size(experiment) > 1 else "auto"
 
@@ -140,6 +158,15 @@ def strategy(experiment: Experiment) -> str:
 def world_size(experiment: Experiment) -> int:
     """The number of processes, one a device, on all machines."""
     return experiment.trainer.devices * experiment.trainer.num_nodes
+
+
+def has_fellows(experiment: Experiment) -> bool:
+    """Whether other processes of the run are at work already: a launcher started them, or the first one's Trainer."""
+    return world_size(experiment) > 1 and _is_launched()
+
+
+def _is_launched() -> bool:
+    return any(name in os.environ for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID"))
 
 
 def check_devices(experiment: Experiment, launched: bool = True) -> None:
@@ -222,13 +249,23 @@ def close_logger(logger: WandbLogger | None) -> None:
 
 
 def logging_mode(experiment: Experiment) -> str:
-    """`online`, `offline` or `disabled`. Raises UserError for `online` without the key that W&B would prompt for."""
+    """`online`, `offline` or `disabled`.
+
+    Raises UserError for `online` without the key that W&B would prompt for, and for a `WANDB_MODE` that is none.
+    """
     mode = experiment.logging.mode
     if mode == "auto":
-        mode = os.environ.get("WANDB_MODE") or ("online" if _has_api_key() else "offline")
+        mode = _mode_of_environment() or ("online" if _has_api_key() else "offline")
     if mode == "online" and not _has_api_key():
         raise UserError("logging.mode: online needs a W&B API key; run `wandb login`, or set WANDB_API_KEY")
     return mode
+
+
+def _mode_of_environment() -> str | None:
+    mode = os.environ.get("WANDB_MODE")
+    if mode and mode not in WANDB_MODES:
+        raise UserError(f"WANDB_MODE: '{mode}' is none of {', '.join(WANDB_MODES)}; unset it, or choose one")
+    return WANDB_MODES[mode] if mode else None
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -272,10 +309,20 @@ def _how_to_read(logger: WandbLogger) -> str:
 
 
 def _read_meta(path: Path) -> dict[str, Any]:
+    """What began a run; empty where a run was killed before it was written. Raises UserError if it cannot be read."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        meta = json.loads(path.read_text())
+        if isinstance(meta, dict) and isinstance(meta.get("inputs", {}), dict):
+            return meta
+        reason = "is no record of a run"
+    except FileNotFoundError:
         return {}
+    except (OSError, ValueError) as error:
+        reason = f"cannot be read ({error.__class__.__name__})"
+    raise UserError(
+        f"{path}: {reason}; put it back from a copy, choose a new name=, or, if prior and data are what they were, "
+        "delete it"
+    )
 
 
 def _folder_token(folder: Path) -> str:

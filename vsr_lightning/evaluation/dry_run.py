@@ -25,7 +25,7 @@ def dry_run(experiment: Experiment, limit: int | None = None) -> str:
     One process plans for all, so that several machines need no launcher here.
     """
     job = prepare(experiment, launched=False)
-    folder = runs.find_run(experiment, "sweep", job.inputs)
+    folder = job.find_folder()
     held = take_inventory(folder)
     missing = job.missing(held)
     now = first_look(missing, limit)

@@ -1,7 +1,8 @@
 """What a sweep has to do: its experiment checked, its prior, operator, sampler and clips loaded, its items listed."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vsr_lightning import runs
-from vsr_lightning.config import Experiment, UserError, build
+from vsr_lightning.config import Experiment, Grid, UserError, build
 from vsr_lightning.data.clips import ClipDataModule
 from vsr_lightning.degradation.downsample import Downsample
 from vsr_lightning.evaluation import results
@@ -43,6 +44,21 @@ class Job:
         """An item's row, without what is measured."""
         return row_maker(self.fixed)
 
+    def find_folder(self) -> Path:
+        """The run folder, which need not exist; nothing is written.
+
+        Raises UserError if it holds another run, or rows of another prior or data set, whatever else it says.
+        """
+        folder = runs.find_run(self.experiment, "sweep", self.inputs)
+        for row in results.read_rows(folder):
+            for column, value in self.fixed.items():
+                if results.normalise(row.get(column)) != results.normalise(value):
+                    raise UserError(
+                        f"{folder}: holds rows of another {column} ({row.get(column)}, not {value}); "
+                        f"start a new run with name={self.experiment.name}-2"
+                    )
+        return folder
+
     def missing(self, held: Inventory) -> list[Item]:
         """The items that failed, or of which a run folder lacks something, in the order of the grid."""
         return [item for item in self.items if not self._is_complete(item, held)]
@@ -62,6 +78,8 @@ class Job:
 def prepare(experiment: Experiment, launched: bool = True) -> Job:
     """Check and load all that a sweep needs, its processes too if `launched`; nothing is written. Raises UserError."""
     runs.check_devices(experiment, launched)
+    if not experiment.prior:
+        raise UserError("prior: is empty; name a prior's folder, as prior=data/checkpoints/moving_mnist")
     prior = load_prior(experiment.prior)
     check_frames(prior, experiment.grid.num_frames)
     degradation = build(experiment.degradation, "degradation", Downsample)
@@ -78,6 +96,7 @@ def prepare(experiment: Experiment, launched: bool = True) -> Job:
     for variant in degradations(experiment.grid, degradation):
         variant.operator(widths(experiment.grid, variant), *prior.video_shape[-2:])
     fixed = _fixed_columns(experiment, datamodule, prior)
+    _check_keys(items, row_maker(fixed), experiment.grid)
     inputs = {key: fixed[key] for key in ("prior", "dataset")}
     if store := datamodule.fingerprint(experiment.grid.split):
         inputs["store"] = store
@@ -142,6 +161,21 @@ def check_videos(clips: Dataset[Tensor], experiment: Experiment) -> None:
         raise UserError(
             f"grid.videos: {experiment.grid.videos} asked for, the {experiment.grid.split} split has {available}"
         )
+
+
+def _check_keys(items: Iterable[Item], to_row: Callable[[Item], Row], grid: Grid) -> None:
+    """Raise UserError if two conditions have one key in the results: the rows of one would stand for both."""
+    conditions: dict[tuple, Item] = {}
+    for item in items:
+        if item.video == item.noise == 0:
+            other = conditions.setdefault(results.condition_key(to_row(item)), item)
+            if different := [name for name in asdict(item) if getattr(item, name) != getattr(other, name)]:
+                name = different[0]
+                key = "sigma_h_per_factor" if name == "sigma_h" and grid.sigma_h_per_factor else name
+                raise UserError(
+                    f"grid.{key}: {getattr(other, name)} and {getattr(item, name)} are one in the results, "
+                    "which keep six digits; leave one out"
+                )
 
 
 def _fixed_columns(experiment: Experiment, datamodule: ClipDataModule, prior: Prior) -> Row:

@@ -279,10 +279,11 @@ def column_mean(rows: Iterable[Mapping[str, Any]], column: str) -> tuple[float |
 
 
 def format_summary(summary: Sequence[Mapping[str, Any]]) -> str:
-    """The summary as a table for the terminal: what varies between conditions, then PSNR and SSIM."""
+    """The summary as a table for the terminal: what varies between conditions, what failed, if any, PSNR and SSIM."""
+    counts = ["n", "failed"] if any(row.get("failed") for row in summary) else ["n"]
     varying = varying_columns(summary)
     measured = ("psnr_first", "psnr_first_of_mean", "psnr_first_bicubic", "psnr_mean", "ssim_mean")
-    header = [*varying, "n", *measured]
+    header = [*varying, *counts, *measured]
     lines = [header]
     for row in summary:
         numbers = []
@@ -290,7 +291,7 @@ def format_summary(summary: Sequence[Mapping[str, Any]]) -> str:
             value, error = row.get(column), row.get(f"{column}_se")
             text = "" if value in (None, "") else f"{value:.3f}" if column == "ssim_mean" else f"{value:.2f}"
             numbers.append(f"{text} ± {error:.2f}" if error not in (None, "") and column == "psnr_first" else text)
-        lines.append([str(row[column]) for column in varying] + [str(row["n"]), *numbers])
+        lines.append([str(row[column]) for column in (*varying, *counts)] + numbers)
     return align(lines)
 
 

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def sweep(experiment: Experiment, limit: int | None = None) -> Path:
     With a `limit`, restore no more items than that: a first look at every condition.
     """
     job = prepare(experiment)
+    job.find_folder()  # refuses rows of another prior before the folder is said to be of this one
     folder = runs.open_run(experiment, "sweep", job.inputs)
     with results.RowWriter(folder, runs.rank()) as rows:  # before reading: another process may be at work here
         held = take_inventory(folder)
@@ -47,7 +49,8 @@ def sweep(experiment: Experiment, limit: int | None = None) -> Path:
         if held.damaged and runs.rank() == 0:
             print(*held.damaged, sep="\n", file=sys.stderr)
         logger = _make_logger(job, folder) if missing else None
-        if missing:
+        # Others may find something missing where this process does not, and would wait for it for ever.
+        if missing or runs.has_fellows(experiment):
             _restore(job, missing, held, folder, rows)
         if runs.rank() == 0:
             _conclude(job, folder, logger)
@@ -81,7 +84,8 @@ def _restore(job: Job, missing: list[Item], held: Inventory, folder: Path, rows:
         benchmark=True,  # batches have one shape
     )
     _end_when_told(trainer)
-    trainer.predict(module, datamodule=MissingItems(job, missing), return_predictions=False)
+    with runs.interruptible():
+        trainer.predict(module, datamodule=MissingItems(job, missing), return_predictions=False)
     trainer.strategy.barrier()
 
 
@@ -241,6 +245,10 @@ class SamplingProgress(Callback):
         if trainer.is_global_zero:
             self.bar.close()
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if bar := getattr(self, "bar", None):
+            bar.close()  # so that what is told begins a line
+
 
 def _dataset(trainer: L.Trainer) -> GridDataset:
     """What this rank restores."""
@@ -249,8 +257,7 @@ def _dataset(trainer: L.Trainer) -> GridDataset:
 
 def _conclude(job: Job, folder: Path, logger: Any) -> None:
     rows = results.read_rows(folder)
-    goes_on = "" if len(rows) >= len(job.items) else "; the same command goes on"
-    print(f"{folder}: {len(rows)} of {len(job.items)} restorations{goes_on}")
+    print(f"{folder}: {_progress(rows, len(job.items))}")
     if not rows:
         return
     results.write_means(folder, measure_means(folder, rows, job.clips))
@@ -272,6 +279,20 @@ def _conclude(job: Job, folder: Path, logger: Any) -> None:
 
 def _make_logger(job: Job, folder: Path) -> Any:
     return runs.make_logger(job.experiment, folder, "sweep", [*job.inputs.values()], job.prior.card)
+
+
+def _progress(rows: list[Row], total: int) -> str:
+    """How much of a sweep is done, what failed, and what the same command would do."""
+    reasons = Counter(row["status"] for row in rows if row["status"] != "ok")
+    failed = reasons.total()
+    told, does = f"{len(rows) - failed} of {total} restorations", []
+    if len(rows) < total:
+        does.append("goes on")
+    if failed:
+        (reason, count), *others = reasons.most_common()
+        told += f", {failed} failed ({f'{count} of them: ' if others else ''}{reason})"
+        does.append("tries them again")
+    return f"{told}; the same command {' and '.join(does)}" if does else told
 
 
 def make_figures(experiment: Experiment, folder: Path) -> list[Path]:

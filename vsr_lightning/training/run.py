@@ -46,7 +46,8 @@ def train(experiment: Experiment) -> Path:
     ):
         compile_networks(module)
     trainer = make_trainer(experiment, folder, checkpoint)
-    with runs.matmul_precision("high" if runs.uses_gpu(experiment) else "highest"):  # TF32 where autocast has float32
+    precision = "high" if runs.uses_gpu(experiment) else "highest"  # TF32 where autocast has float32
+    with runs.matmul_precision(precision), runs.interruptible():
         trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint if checkpoint.exists() else None)
     if trainer.is_global_zero:
         (throughput,) = (callback for callback in trainer.callbacks if isinstance(callback, Throughput))  # type: ignore[attr-defined]
