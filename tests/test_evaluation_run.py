@@ -401,10 +401,16 @@ def test_other_clips_under_the_same_name_are_refused(tiny_rgb_prior, tmp_path):
 
     def make_store(seed):
         clips = np.random.default_rng(seed).integers(0, 256, (2, 30, 64, 64, 3), np.uint8)
-        write_store(tmp_path / "bair-test.h5", [clips], name="bair-test", source="archive.tar", camera="image_aux1")
+        write_store(
+            tmp_path / "bair-test.h5",
+            [clips],
+            name="bair-test",
+            source="archive.tar, validation every 42",
+            camera="image_aux1",
+        )
 
     overrides = [
-        *("trainer.accelerator=cpu", "trainer.progress=false", "sampler.steps=2", "sampler.zeta=0.5"),
+        *("trainer.accelerator=cpu", "trainer.progress=false", "sampler.steps=5"),
         *("grid.videos=1", "grid.noises=1", "grid.factor=[8]", "grid.kernel=[bicubic]"),
         *(f"data.dir={tmp_path}", f"prior={tiny_rgb_prior}", f"runs_dir={tmp_path / 'runs'}"),
     ]

@@ -11,7 +11,7 @@ from vsr_lightning.models.prior import Prior
 from vsr_lightning.models.vae import VAE
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-FILES = sorted(EXPERIMENTS.rglob("*.yaml"))
+FILES = sorted(path for path in EXPERIMENTS.rglob("*.yaml") if EXPERIMENTS / "results" not in path.parents)
 SIZE = 64  # pixels
 
 

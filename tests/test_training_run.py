@@ -203,7 +203,7 @@ def test_other_clips_under_the_same_name_are_refused(tmp_path):
         clips = np.random.default_rng(seed).integers(0, 256, (4, 30, 64, 64, 3), np.uint8)
         for split in ("train", "val"):
             path = tmp_path / f"bair-{split}.h5"
-            write_store(path, [clips], name=path.stem, source="archive.tar", camera="image_aux1")
+            write_store(path, [clips], name=path.stem, source="archive.tar, validation every 42", camera="image_aux1")
 
     overrides = [*TINY[3:], *TINY_VAE, "data.num_workers=0", f"data.dir={tmp_path}", f"runs_dir={tmp_path / 'runs'}"]
     bair = load_config(EXPERIMENTS.parent / "bair" / "vae.yaml", overrides)
