@@ -410,7 +410,7 @@ def test_other_clips_under_the_same_name_are_refused(tiny_rgb_prior, tmp_path):
         )
 
     overrides = [
-        *("trainer.accelerator=cpu", "trainer.progress=false", "sampler.steps=5"),
+        *("trainer.accelerator=cpu", "trainer.progress=false", "sampler.steps=2", "sampler.restarts=[]"),
         *("grid.videos=1", "grid.noises=1", "grid.factor=[8]", "grid.kernel=[bicubic]"),
         *(f"data.dir={tmp_path}", f"prior={tiny_rgb_prior}", f"runs_dir={tmp_path / 'runs'}"),
     ]

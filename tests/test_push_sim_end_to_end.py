@@ -23,7 +23,7 @@ DIT = [
     "training.check_steps=2",
 ]
 GRID = [
-    *("sampler.steps=2", "sampler.zeta=0.5", "grid.videos=2", "grid.noises=2", "grid.num_frames=[3]"),
+    *("sampler.steps=2", "sampler.restarts=[]", "grid.videos=2", "grid.noises=2", "grid.num_frames=[3]"),
     *("trainer.accelerator=cpu", "trainer.progress=false", "full=true"),
 ]
 
