@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 import time
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +38,7 @@ DEFAULTS = dataclasses.asdict(Experiment())
 BIN = ".venv/bin/" if sys.prefix == str(Path(".venv").absolute()) else ""  # how a user reaches installed commands
 LOG_INTERVAL = 0.1  # seconds from logging to disk; a killed process loses what is younger, by default 15 s
 MAX_TAG = 64  # characters, W&B's limit
+PARENT = "VSR_PARENT"  # environment variable: the process that started this one as a further rank
 WANDB_MODES = {  # what W&B's variable may say, its older words included
     "online": "online",
     "offline": "offline",
@@ -167,6 +169,29 @@ def has_fellows(experiment: Experiment) -> bool:
 
 def _is_launched() -> bool:
     return any(name in os.environ for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID"))
+
+
+def announce_to_children(experiment: Experiment) -> None:
+    """Leave word of this process to those that its Trainer may start, for `end_with_parent`."""
+    if world_size(experiment) > 1 and not _is_launched():
+        os.environ[PARENT] = str(os.getpid())
+
+
+def end_with_parent() -> None:
+    """End this process when the one whose Trainer has started it is gone: it would wait for that for half an hour.
+
+    A thread watches, as the main one may be waiting where no signal reaches it.
+    """
+    parent = int(os.environ.get(PARENT, 0))
+    if not parent or os.environ.get("LOCAL_RANK", "0") == "0":
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def check_devices(experiment: Experiment, launched: bool = True) -> None:
@@ -304,7 +329,7 @@ def _how_to_read(logger: WandbLogger) -> str:
     if run.url:
         return f"W&B: {run.url}"
     folder = Path(os.path.relpath(Path(run.dir).parent))
-    goes = folder.with_name(f"offline-run-*-{run.id}")  # a run that was resumed has several
+    goes = folder.with_name(f"offline-run-*-{run.id}*")  # of a run that was resumed; "-1" ends one of the same second
     return f"W&B, offline: open it with `{BIN}wandb leet {folder}`, upload all goes with `{BIN}wandb sync {goes}`"
 
 

@@ -40,6 +40,7 @@ def sweep(experiment: Experiment, limit: int | None = None) -> Path:
 
     With a `limit`, restore no more items than that: a first look at every condition.
     """
+    runs.end_with_parent()
     job = prepare(experiment)
     job.find_folder()  # refuses rows of another prior before the folder is said to be of this one
     folder = runs.open_run(experiment, "sweep", job.inputs)
@@ -84,6 +85,7 @@ def _restore(job: Job, missing: list[Item], held: Inventory, folder: Path, rows:
         benchmark=True,  # batches have one shape
     )
     _end_when_told(trainer)
+    runs.announce_to_children(experiment)
     with runs.interruptible():
         trainer.predict(module, datamodule=MissingItems(job, missing), return_predictions=False)
     trainer.strategy.barrier()

@@ -27,6 +27,7 @@ def train(experiment: Experiment) -> Path:
 
     When all steps are done, the run's `prior/` folder holds the result. Returns the run's folder.
     """
+    runs.end_with_parent()
     runs.check_devices(experiment)
     datamodule = make_datamodule(experiment)
     module = make_module(experiment)
@@ -47,6 +48,7 @@ def train(experiment: Experiment) -> Path:
         compile_networks(module)
     trainer = make_trainer(experiment, folder, checkpoint)
     precision = "high" if runs.uses_gpu(experiment) else "highest"  # TF32 where autocast has float32
+    runs.announce_to_children(experiment)
     with runs.matmul_precision(precision), runs.interruptible():
         trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint if checkpoint.exists() else None)
     if trainer.is_global_zero:
