@@ -178,13 +178,14 @@ def announce_to_children(experiment: Experiment) -> None:
 
 
 def end_with_parent() -> None:
-    """End this process when the one whose Trainer has started it is gone: it would wait for that for half an hour.
+    """End this process, if a further rank, when the one that has started it is gone, a Trainer's or torchrun's.
 
-    A thread watches, as the main one may be waiting where no signal reaches it.
+    It would wait for the first rank for half an hour. A thread watches, as the main one may be waiting where no signal
+    reaches it.
     """
-    parent = int(os.environ.get(PARENT, 0))
-    if not parent or os.environ.get("LOCAL_RANK", "0") == "0":
+    if os.environ.get("LOCAL_RANK", "0") == "0":
         return
+    parent = int(os.environ.get(PARENT, 0)) or os.getppid()  # the former is true even if that has died by now
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -1,7 +1,6 @@
 """`sweep` and `evaluate`: from a grid of conditions to a folder of results, on any devices, in any number of goes."""
 
 import math
-import os
 import signal
 import sys
 import threading
@@ -151,7 +150,6 @@ class RowSink(Callback):
 
     def __init__(self, job: Job, held: Inventory, folder: Path, rows: results.RowWriter) -> None:
         self.job, self.held, self.folder, self.rows = job, held, folder, rows
-        self._parent = os.getppid()
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.clips = videos.ClipWriter(self.folder, trainer.global_rank)
@@ -185,8 +183,6 @@ class RowSink(Callback):
         if lacking:
             videos.save_restored(self.folder, [rows[index] for index in lacking], restored[lacking])
         self.rows.append([self._to_log(row) for row in rows])
-        if trainer.global_rank > 0 and os.getppid() != self._parent:
-            raise SystemExit("the process that started this one has died; the same command goes on")
 
     def _to_log(self, row: Row) -> Row:
         """The row to write: for an item that has one, no rival to it."""
