@@ -1,14 +1,11 @@
 """What the Makefile's targets would run, told by `make --dry-run` in folders that hold only what a test puts there."""
 
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 MAKEFILE = Path(__file__).parents[1] / "Makefile"
-
-pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is missing")
 
 
 def would_run(folder: Path, *arguments: str) -> str:

@@ -88,7 +88,7 @@ def convergence(rows: Iterable[Row], oracle: Sequence[Row] = ()) -> list[dict[st
     Returns:
         Lines with the columns CONVERGENCE. A range goes from the sharpest width to each of the others (`sharpest`,
         `blurriest`). `spread` is the best mean over its widths minus the worst one, with a standard error by the
-        jackknife over videos (Efron 1982, Eq. 3.1); `spread_oracle` is the oracle's, None where it was not asked for
+        jackknife over videos (Efron 1982, chapter 3); `spread_oracle` is the oracle's, None where it was not asked for
         them all; `difference` is the range's first width minus its last, paired by video, with its standard error.
         Errors are nan for a single video.
     """
