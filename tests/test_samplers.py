@@ -9,6 +9,7 @@ from test_dps import SHAPE, CurvedPrior, first_frame, normal, replay, seen
 from torch import Tensor
 
 from vsr_lightning.inference.dps import dps_sample
+from vsr_lightning.inference.dps_data_steps import dps_data_steps_sample
 from vsr_lightning.inference.dps_multistep import dps_multistep_sample
 from vsr_lightning.inference.dps_particles import dps_particles_sample
 from vsr_lightning.inference.dps_polyak import dps_polyak_sample
@@ -20,7 +21,10 @@ SAMPLERS = {
     "dps": dps_sample,
     "dps_polyak": dps_polyak_sample,
     "dps_polyak, deterministic": partial(dps_polyak_sample, eta=0.0),
+    "dps_polyak, falling zeta and momentum": partial(dps_polyak_sample, zeta_end=0.3, momentum=0.25),
     "dps_restart": dps_restart_sample,
+    "dps_restart, deterministic": partial(dps_restart_sample, eta=0.0, spacing="log_snr"),
+    "dps_data_steps": partial(dps_data_steps_sample, repeats=2),
     "dps_particles": dps_particles_sample,
     "dps_multistep": dps_multistep_sample,
     "dps_multistep, deterministic": partial(dps_multistep_sample, stochastic=False),

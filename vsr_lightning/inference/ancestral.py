@@ -15,5 +15,5 @@ def ancestral_sample(prior: Prior, noise: Callable[[], Tensor], *, steps: int = 
     for step in prior.schedule.respaced(steps):
         t = torch.full((len(z_t),), step.t, device=z_t.device)
         z0_hat = (z_t - (1 - step.alpha_bar_t) ** 0.5 * prior.eps(z_t, t)) / step.alpha_bar_t**0.5
-        z_t = step.z_t_weight * z_t + step.z0_weight * z0_hat + step.sigma_t * noise()
+        z_t = step.mean(z_t, z0_hat) + step.sigma_t * noise()
     return z0_hat

@@ -68,7 +68,7 @@ def dps_particles_sample(
         moves = [polyak_move(guess, observation.noise_norm, zeta, max_move) for guess in guesses]
         scale = noise_scale(step, temperature, last_together)
         z_t = [
-            step.z_t_weight * z + step.z0_weight * guess.z0_hat + scale * noise() - move
+            step.mean(z, guess.z0_hat) + scale * noise() - move
             for z, guess, move in zip(z_t, guesses, moves, strict=True)
         ]
         if on_step is not None:

@@ -6,11 +6,10 @@ the more that costs: samples end before they fit what was observed. Here a step 
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from vsr_lightning.inference.dps import Observation, OnStep
-from vsr_lightning.inference.guidance import estimate, noise_scale, polyak_move, timestep_of
+from vsr_lightning.inference.guidance import Descent, PolyakGuidance, timestep_of
 from vsr_lightning.models.prior import Prior
 
 
@@ -27,6 +26,8 @@ def dps_polyak_sample(
     temperature: float = 1.0,
     cool_from: float = 0.4,
     max_move: float = 0.3,
+    zeta_end: float | None = None,
+    momentum: float = 0.0,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Restore videos from their observation: one posterior sample each, (B, F, C, H, W).
@@ -42,15 +43,10 @@ def dps_polyak_sample(
         temperature: factor on the noise that steps draw from `cool_from` of the schedule down, see `noise_scale`; at 1
             restorations are posterior samples.
         max_move: see `polyak_move`.
+        zeta_end, momentum: see `PolyakGuidance`.
     """
-    zeta = torch.as_tensor(zeta, dtype=torch.float32, device=observation.y.device)
+    guidance = PolyakGuidance(observation.noise_norm, zeta, max_move, zeta_end, momentum)
     settled = timestep_of(cool_from, prior.schedule, "cool_from")
-    z_t = noise()
-    for index, step in enumerate(prior.schedule.respaced(steps, spacing, start, eta)):
-        guess = estimate(prior, observation, z_t, step)
-        move = polyak_move(guess, observation.noise_norm, zeta, max_move)
-        drawn = noise_scale(step, temperature, settled) * noise()
-        z_t = step.z_t_weight * z_t + step.z0_weight * guess.z0_hat + drawn - move
-        if on_step is not None:
-            on_step(index, step, guess.residual)
-    return guess.x_hat
+    descent = Descent(prior, observation, noise, guidance, settled, on_step)
+    _, x_hat = descent(noise(), prior.schedule.respaced(steps, spacing, start, eta), temperature)
+    return x_hat

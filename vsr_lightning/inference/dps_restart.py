@@ -8,12 +8,11 @@ much of the video is drawn anew, but now beside a rest that fits the observation
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-import torch
 from torch import Tensor
 
 from vsr_lightning.config import UserError
 from vsr_lightning.inference.dps import Observation, OnStep
-from vsr_lightning.inference.guidance import estimate, noise_scale, polyak_move, timestep_of
+from vsr_lightning.inference.guidance import Descent, PolyakGuidance, timestep_of
 from vsr_lightning.models.prior import Prior
 from vsr_lightning.models.schedule import LinearSchedule, Step
 
@@ -31,6 +30,10 @@ def dps_restart_sample(
     temperature: float = 1.0,
     cool_from: float = 0.4,
     max_move: float = 0.3,
+    zeta_end: float | None = None,
+    momentum: float = 0.0,
+    spacing: str = "uniform",
+    eta: float = 1.0,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Restore videos from their observation: one posterior sample each, (B, F, C, H, W).
@@ -45,35 +48,35 @@ def dps_restart_sample(
         temperature: factor on the noise that the steps of the last descent draw from `cool_from` of the schedule
             down, see `noise_scale`; at 1 restorations are posterior samples.
         max_move: see `polyak_move`.
+        zeta_end, momentum: see `PolyakGuidance`.
+        spacing, eta: of each descent, see `LinearSchedule.respaced`; eta 0 is the original Restart.
 
     Raises:
         UserError: a level is out of range, or there are fewer steps than descents.
     """
-    zeta = torch.as_tensor(zeta, dtype=torch.float32, device=observation.y.device)
+    guidance = PolyakGuidance(observation.noise_norm, zeta, max_move, zeta_end, momentum)
     settled = timestep_of(cool_from, prior.schedule, "cool_from")
-    parts = descents(prior.schedule, steps, start, restarts, low)
+    parts = descents(prior.schedule, steps, start, restarts, low, spacing, eta)
+    descent = Descent(prior, observation, noise, guidance, settled, on_step)
     z_t = noise()
-    index = 0
-    for number, descent in enumerate(parts):
+    for number, part in enumerate(parts):
         if number > 0:
-            kept = descent[0].alpha_bar_t / parts[number - 1][-1].alpha_bar_prev
+            kept = part[0].alpha_bar_t / parts[number - 1][-1].alpha_bar_prev
             z_t = kept**0.5 * z_t + (1 - kept) ** 0.5 * noise()
-        factor = temperature if number == len(parts) - 1 else 1.0
-        for step in descent:
-            guess = estimate(prior, observation, z_t, step)
-            move = polyak_move(guess, observation.noise_norm, zeta, max_move)
-            drawn = noise_scale(step, factor, settled) * noise()
-            z_t = step.z_t_weight * z_t + step.z0_weight * guess.z0_hat + drawn - move
-            if on_step is not None:
-                on_step(index, step, guess.residual)
-            index += 1
-    return guess.x_hat
+        z_t, x_hat = descent(z_t, part, temperature if number == len(parts) - 1 else 1.0)
+    return x_hat
 
 
 def descents(
-    schedule: LinearSchedule, steps: int, start: float, restarts: Sequence[float], low: float
+    schedule: LinearSchedule,
+    steps: int,
+    start: float,
+    restarts: Sequence[float],
+    low: float,
+    spacing: str = "uniform",
+    eta: float = 1.0,
 ) -> list[list[Step]]:
-    """The steps of each descent, evenly spaced in t over all of them. Raises UserError."""
+    """The steps of each descent, shared out by their lengths in t. Raises UserError."""
     tops = [timestep_of(start, schedule, "start"), *(timestep_of(level, schedule, "restarts") for level in restarts)]
     bottom = timestep_of(low, schedule, "low")
     if any(above < below for above, below in pairwise(tops)):
@@ -89,5 +92,6 @@ def descents(
         raise UserError(f"sampler.steps: {steps} are more than the {sum(lengths)} timesteps of all descents")
     starts, stops = [start, *restarts], [*[low] * len(restarts), 0.0]
     return [
-        schedule.respaced(count, start=top, stop=stop) for count, top, stop in zip(counts, starts, stops, strict=True)
+        schedule.respaced(count, spacing, top, eta, stop)
+        for count, top, stop in zip(counts, starts, stops, strict=True)
     ]

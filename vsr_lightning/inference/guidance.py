@@ -4,13 +4,14 @@
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from vsr_lightning.config import UserError
-from vsr_lightning.inference.dps import Observation
+from vsr_lightning.inference.dps import Observation, OnStep
 from vsr_lightning.models.prior import Prior
 from vsr_lightning.models.schedule import LinearSchedule, Step
 
@@ -63,6 +64,92 @@ def polyak_move(estimate: Estimate, noise_norm: Tensor, zeta: Tensor, max_move: 
     # Divided one after the other: the square of a small slope underflows. No slope, no step.
     length = torch.where(slope > 0, (zeta * misfit / slope).clamp_max(longest) / slope, 0)
     return length.view(-1, 1, 1, 1, 1) * gradient
+
+
+@dataclass
+class PolyakGuidance:
+    """How far guidance moves the samples at each step of a descent: `polyak_move`, by noise level, with momentum.
+
+    Args:
+        noise_norm: see `polyak_move`, (B,).
+        zeta: share of the misfit to remove in a step, one number or (B,).
+        max_move: see `polyak_move`.
+        zeta_end: that share where no noise is left; at noise level s = sqrt(1 - alpha_bar_t) it is
+            `zeta_end + s (zeta - zeta_end)`. None: `zeta` at all levels.
+        momentum: share of the last move that is made again (the heavy ball, Polyak 1964, Eq. 9; for diffusion
+            posterior sampling, the history gradient of He et al. 2023).
+
+    Raises:
+        UserError: `momentum` is not from 0 to below 1, or `zeta_end` is negative.
+    """
+
+    noise_norm: Tensor
+    zeta: float | Tensor
+    max_move: float
+    zeta_end: float | None = None
+    momentum: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.momentum < 1:
+            raise UserError(f"sampler.momentum: {self.momentum} is not from 0 to below 1")
+        if self.zeta_end is not None and not self.zeta_end >= 0:
+            raise UserError(f"sampler.zeta_end: {self.zeta_end} is not at least 0")
+        self.zeta = torch.as_tensor(self.zeta, dtype=torch.float32, device=self.noise_norm.device)
+        self._last: Tensor | None = None
+
+    def forget(self) -> None:
+        """Begin a new descent: no momentum."""
+        self._last = None
+
+    def move(self, estimate: Estimate, step: Step) -> Tensor:
+        """What to subtract from z_{t-1}, (B, F, c, h, w)."""
+        move = polyak_move(estimate, self.noise_norm, self._zeta_at(step), self.max_move)
+        if self.momentum and self._last is not None:
+            move = move + self.momentum * self._last
+        self._last = move
+        return move
+
+    def _zeta_at(self, step: Step) -> Tensor:
+        assert isinstance(self.zeta, Tensor)
+        if self.zeta_end is None:
+            return self.zeta
+        return self.zeta_end + (1 - step.alpha_bar_t) ** 0.5 * (self.zeta - self.zeta_end)
+
+
+@dataclass
+class Descent:
+    """Guided steps down the noise schedule: what the samplers are put together from.
+
+    Args:
+        noise: draws (B, F, c, h, w), sample by sample from its own stream.
+        cool_from: the timestep from which a temperature counts, see `noise_scale`.
+        on_step: hears of every step, numbered over all calls.
+    """
+
+    prior: Prior
+    observation: Observation
+    noise: Callable[[], Tensor]
+    guidance: PolyakGuidance
+    cool_from: int
+    on_step: OnStep | None = None
+    taken: int = 0
+
+    def __call__(self, z_t: Tensor, steps: Sequence[Step], temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """From z_t (B, F, c, h, w): the latent that `steps` lead to, and the video of the last estimate of z_0."""
+        self.guidance.forget()
+        for step in steps:
+            guess = self.look(z_t, step)
+            drawn = noise_scale(step, temperature, self.cool_from) * self.noise()
+            z_t = step.mean(z_t, guess.z0_hat) + drawn - self.guidance.move(guess, step)
+        return z_t, guess.x_hat
+
+    def look(self, z_t: Tensor, step: Step) -> Estimate:
+        """`estimate`, counted as a step."""
+        guess = estimate(self.prior, self.observation, z_t, step)
+        if self.on_step is not None:
+            self.on_step(self.taken, step, guess.residual)
+        self.taken += 1
+        return guess
 
 
 def timestep_of(share: float, schedule: LinearSchedule, key: str) -> int:

@@ -45,6 +45,10 @@ class Step:
         """Coefficient of z0_hat in the mean; DDPM writes it sqrt(alpha_bar_prev) beta_t / (1 - alpha_bar_t)."""
         return self.alpha_bar_prev**0.5 - self.alpha_bar_t**0.5 * self.z_t_weight
 
+    def mean(self, z_t: Tensor, z0_hat: Tensor) -> Tensor:
+        """Of z_{t-1}, given z_t and an estimate of z_0; all of one shape."""
+        return self.z_t_weight * z_t + self.z0_weight * z0_hat
+
 
 class LinearSchedule(nn.Module):
     """Betas linear in t = 0 … T-1. `q(z_t | z_0) = N(sqrt(alpha_bar_t) z_0, (1 - alpha_bar_t) I)`."""
