@@ -8,6 +8,7 @@ import torch
 from test_dps import SHAPE, SIZE, CurvedPrior, GaussianPrior, first_frame, noise_source, normal, replay, seen
 from torch import Tensor
 
+from vsr_lightning.config import UserError
 from vsr_lightning.inference.ancestral import ancestral_sample
 from vsr_lightning.inference.dps import dps_sample
 from vsr_lightning.inference.dps_polyak import dps_polyak_sample
@@ -20,7 +21,8 @@ def problem() -> tuple[CurvedPrior, Tensor, Tensor]:
     return CurvedPrior(LinearSchedule(60, 1e-3, 0.2)), normal(4, 1, *SHAPE[1:], seed=1), normal(31, 4, *SHAPE, seed=2)
 
 
-def test_step_by_step_in_numpy():
+@pytest.mark.parametrize(("zeta_end", "momentum"), [(None, 0.0), (0.1, 0.0), (None, 0.6), (0.7, 0.3)])
+def test_step_by_step_in_numpy(zeta_end, momentum):
     """A Gaussian prior and a linear decoder: z0_hat = sqrt(alpha_bar) z_t, and all gradients by hand."""
     schedule, steps, zeta, noise_norm = LinearSchedule(30, 1e-3, 0.2), 6, 0.4, 0.3
     decoder = normal(SIZE, SIZE, seed=3)
@@ -30,6 +32,7 @@ def test_step_by_step_in_numpy():
     timesteps = np.round(np.linspace(round(0.9 * 29), 0, steps)).astype(int)
 
     z = draws[0].flatten(1).numpy()
+    moved = np.zeros_like(z)
     for index, t in enumerate(timesteps):
         bar = alpha_bars[t]
         bar_prev = alpha_bars[timesteps[index + 1]] if index + 1 < steps else 1.0
@@ -38,15 +41,17 @@ def test_step_by_step_in_numpy():
         norm = np.linalg.norm(residual, axis=1)
         gradient = -(bar**0.5) * residual @ A / norm[:, None]
         slope = np.linalg.norm(gradient, axis=1)
-        move = np.minimum(zeta * np.maximum(norm - noise_norm, 0) / slope, 0.2 * math.sqrt(SIZE))
+        share = zeta if zeta_end is None else zeta_end + (1 - bar) ** 0.5 * (zeta - zeta_end)
+        length = np.minimum(share * np.maximum(norm - noise_norm, 0) / slope, 0.2 * math.sqrt(SIZE))
+        moved = (length / slope)[:, None] * gradient + momentum * moved
         alpha = bar / bar_prev
         mean = alpha**0.5 * (1 - bar_prev) / (1 - bar) * z + bar_prev**0.5 * (1 - alpha) / (1 - bar) * z0_hat
         sigma = ((1 - alpha) * (1 - bar_prev) / (1 - bar)) ** 0.5
-        z = mean + sigma * draws[index + 1].flatten(1).numpy() - (move / slope)[:, None] * gradient
+        z = mean + sigma * draws[index + 1].flatten(1).numpy() - moved
 
     x_hat = dps_polyak_sample(
         GaussianPrior(schedule, decoder), seen(y, noise_norm=noise_norm), replay(draws),
-        steps=steps, zeta=zeta, start=0.9, max_move=0.2,
+        steps=steps, zeta=zeta, start=0.9, max_move=0.2, zeta_end=zeta_end, momentum=momentum,
     )  # fmt: skip
     np.testing.assert_allclose(x_hat.flatten(1), z0_hat @ decoder.numpy().T, atol=1e-6)
 
@@ -126,3 +131,17 @@ def test_temperature_cools_the_noise_of_settled_samples_alone():
     for found, expected in ((free, variances[1.0]), (cool, variances[0.3])):
         error = expected * (2 / found.numel()) ** 0.5
         assert abs(found.var().item() - expected) < 4 * error
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"momentum": 1.0}, "momentum: 1.0"),
+        ({"momentum": math.nan}, "momentum"),
+        ({"zeta_end": -0.1}, "zeta_end: -0.1"),
+    ],
+)
+def test_bad_settings_are_named(problem, wrong, message):
+    prior, y, draws = problem
+    with pytest.raises(UserError, match=message):
+        dps_polyak_sample(prior, seen(y), replay(draws), steps=30, **wrong)

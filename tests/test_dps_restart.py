@@ -23,11 +23,23 @@ def test_descents_share_the_steps_by_their_lengths():
     assert (timesteps[-1][-1], parts[-1][-1].alpha_bar_prev) == (0, 1.0)
 
 
+def test_descents_are_spaced_as_told():
+    schedule = LinearSchedule()
+    for spacing in ("uniform", "log_snr", "karras"):
+        parts = descents(schedule, 60, 0.85, [0.5], 0.2, spacing, eta=0.0)
+        assert [part[0].t for part in parts] == [849, 500]
+        assert sum(map(len, parts)) == 60
+        assert {step.eta for part in parts for step in part} == {0.0}
+    even, by_log_snr = (descents(schedule, 60, 0.85, [0.5], 0.2, spacing)[-1] for spacing in ("uniform", "log_snr"))
+    assert by_log_snr[-2].t < even[-2].t  # closer to the clean end, where log-SNR changes fastest
+
+
+@pytest.mark.parametrize("eta", [1.0, 0.0])
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 @pytest.mark.parametrize("restarts", [[], [0.7, 0.5]])
-def test_unguided_variance_is_the_closed_form(restarts, temperature):
+def test_unguided_variance_is_the_closed_form(restarts, temperature, eta):
     """The sampler is linear for z_0 ~ N(0, I): its variance is the sum of the squared gains of its draws."""
-    levels = {"start": 1.0, "restarts": restarts, "low": 0.2}
+    levels = {"start": 1.0, "restarts": restarts, "low": 0.2, "eta": eta}
     parts = descents(LinearSchedule(), steps=60, **levels)
     variance, level = 1.0, None
     for part in parts:

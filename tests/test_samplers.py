@@ -21,7 +21,7 @@ SAMPLERS = {
     "dps": dps_sample,
     "dps_polyak": dps_polyak_sample,
     "dps_polyak, deterministic": partial(dps_polyak_sample, eta=0.0),
-    "dps_polyak, falling zeta and momentum": partial(dps_polyak_sample, zeta_end=0.3, momentum=0.25),
+    "dps_polyak, with momentum": partial(dps_polyak_sample, momentum=0.1),
     "dps_restart": dps_restart_sample,
     "dps_restart, deterministic": partial(dps_restart_sample, eta=0.0, spacing="log_snr"),
     "dps_data_steps": partial(dps_data_steps_sample, repeats=2),
