@@ -9,6 +9,32 @@ from vsr_lightning.inference.dps import Observation, dps_sample
 from vsr_lightning.inference.noise import SamplerNoise
 from vsr_lightning.metrics import psnr
 from vsr_lightning.models.prior import load_prior
+from vsr_lightning.models.vae import GroupNorm
+
+
+def test_compiled_group_norm_is_pytorchs():
+    """Values and all three gradients, with a mean that is large beside the spread."""
+    torch.manual_seed(0)
+    x = 5 + torch.randn(3, 16, 5, 7).to(memory_format=torch.channels_last)
+    ours, reference = GroupNorm(4, 16), torch.nn.GroupNorm(4, 16)
+    torch.nn.init.normal_(reference.weight)
+    torch.nn.init.normal_(reference.bias)
+    ours.load_state_dict(reference.state_dict())
+    assert torch.equal(ours(x), reference(x))  # not compiled: the same kernel
+
+    def results(norm: torch.nn.Module) -> list[torch.Tensor]:
+        leaf = x.clone().requires_grad_()
+        out = norm(leaf)
+        return [out.detach(), *torch.autograd.grad(out.sin().sum(), [leaf, *norm.parameters()])]
+
+    try:
+        ours.compile(dynamic=False)
+        compiled = results(ours)
+    finally:
+        torch.compiler.reset()
+    for ours_is, theirs in zip(compiled, results(reference), strict=True):
+        torch.testing.assert_close(ours_is, theirs, atol=1e-4, rtol=1e-4)
+    assert not torch.equal(compiled[0], reference(x))  # another way
 
 
 def test_compiled_and_plain_agree(tiny_prior):

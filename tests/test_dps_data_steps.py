@@ -25,7 +25,7 @@ def test_looks_are_repeated_in_the_middle_alone(repeats):
     assert set(looks[middle]) == {repeats}
     assert set(looks[~middle]) == {1}
     gaps = np.diff(timesteps)
-    assert gaps.max() - gaps.min() <= 2 + 0.1 * gaps.mean()  # levels stay evenly spaced
+    assert gaps.max() < 1.3 * gaps.min()  # levels stay evenly spaced, up to whole numbers of steps
 
 
 def test_each_look_moves_by_polyaks_step_at_its_own_level():
