@@ -21,7 +21,7 @@ import torch
 from reference_dps import reference_dps
 from torch import Tensor, nn
 
-from vsr_lightning import runs
+from vsr_lightning import provenance
 from vsr_lightning.config import Experiment, UserError, load_config
 from vsr_lightning.degradation.downsample import Downsample
 from vsr_lightning.inference.dps import Observation, dps_sample
@@ -367,7 +367,7 @@ def main() -> None:
     for result in results:
         if "tflops" in result:
             result["share_of_matrix_rate"] = result["tflops"] * 1e12 / peak
-    machine = {"matrix_tflops": peak / 1e12, "host": platform.machine(), **runs.describe_machine()}
+    machine = {"matrix_tflops": peak / 1e12, "host": platform.machine(), **provenance.describe_machine()}
     write(results, machine, options.output)
 
 

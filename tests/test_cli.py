@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from vsr_lightning import runs
+from vsr_lightning import runs, wandb_logger
 from vsr_lightning.__main__ import COMMANDS, main
 from vsr_lightning.config import UserError, build, load_config
 from vsr_lightning.data import digits
@@ -317,7 +317,7 @@ def test_a_run_folder_with_a_damaged_record(refused, experiment, command, conten
 def test_words_of_wandbs_variable(monkeypatch, variable, mode):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_MODE", variable)
-    assert runs.logging_mode(load_config(SWEEP_FRAMES)) == mode
+    assert wandb_logger.logging_mode(load_config(SWEEP_FRAMES)) == mode
 
 
 def test_wandbs_variable_asks_for_what_cannot_be(refused, monkeypatch, tmp_path):

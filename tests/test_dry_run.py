@@ -62,7 +62,7 @@ def on_a_gpu(overrides, monkeypatch):
     """Overrides of a sweep that would be on two GPUs, with batches of 3 as before."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr("vsr_lightning.runs.hardware", lambda: "a GPU")
+    monkeypatch.setattr("vsr_lightning.provenance.hardware", lambda: "a GPU")
     return [*overrides, "trainer.accelerator=gpu"]
 
 

@@ -8,27 +8,31 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "vsr_lightning"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
+RUN = ("provenance", "processes", "wandb_logger", "runs")  # what commands that make a run share
 # Who may import whom, beside itself and FREE.
 ARROWS = {
     "averages": set(),
     "config": set(),
-    "ablation": {"training", "evaluation", "models", "runs"},
-    "dashboard": {"runs"},
     "files": set(),
     "metrics": set(),
-    "runs": set(),
+    "provenance": set(),
+    "processes": set(),
+    "wandb_logger": {"processes", "provenance"},
+    "runs": {"processes", "provenance", "wandb_logger"},
     "data": set(),
     "models": set(),
     "degradation": set(),
     "inference": {"models", "degradation"},
-    "training": {"data", "models", "degradation", "inference", "runs"},
-    "evaluation": {"data", "models", "degradation", "inference", "runs"},
+    "training": {"data", "models", "degradation", "inference", *RUN},
+    "evaluation": {"data", "models", "degradation", "inference", *RUN},
+    "ablation": {"training", "evaluation", "models", *RUN},
+    "dashboard": {"wandb_logger"},
     "figures": set(),
 }
 FREE = {"averages", "config", "files", "metrics"}
-LIGHTNING = ("data/", "training/", "inference/lit_vsr.py", "evaluation/run.py", "runs.py")
+LIGHTNING = ("data/", "training/", "inference/lit_vsr.py", "evaluation/run.py", "processes.py", "wandb_logger.py")
 WANDB = ("evaluation/wandb_run.py", "dashboard.py")
-WANDB_LOGGER = ("runs.py",)
+WANDB_LOGGER = ("wandb_logger.py",)
 
 
 def relative(path: Path) -> str:

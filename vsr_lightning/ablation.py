@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from vsr_lightning import files, runs
+from vsr_lightning import files, processes, runs
 from vsr_lightning.config import Experiment, UserError
 from vsr_lightning.evaluation import results
 from vsr_lightning.evaluation.run import sweep
@@ -65,12 +65,12 @@ def check(base: Experiment, variants: Mapping[str, Experiment]) -> None:
     """Raise UserError, before anything is written, unless all variants can be trained and compared in pairs."""
     if not variants:
         raise UserError("variants: none; name some, as experiments/moving_mnist/ablations.yaml does")
-    if runs.world_size(base) > 1:
+    if processes.world_size(base) > 1:
         raise UserError("trainer.devices: ablate uses one; start it once for each GPU, with other variants in `select`")
     conditions = [len(values) for values in vars(base.grid).values() if isinstance(values, list)]
     if max(conditions) > 1:
         raise UserError("grid: variants are compared under one condition; give its lists one value each")
-    runs.check_devices(base)
+    processes.check_devices(base)
     for name, experiment in variants.items():
         if not name or experiment.name != f"{base.name}/{name}" or experiment.runs_dir != base.runs_dir:
             raise UserError(f"variants.{name}: cannot change name or runs_dir, which say where it is found again")
@@ -146,7 +146,7 @@ def _train_and_measure(name: str, experiment: Experiment, seed: int, deadline: f
         "train_seconds": trained["seconds"],
         **{key: trained[key] for key in ("seed", "hardware", "git")},
     }
-    runs.write_json(_record_path(experiment), record)
+    files.write_json(_record_path(experiment), record)
     return True
 
 

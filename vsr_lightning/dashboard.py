@@ -7,7 +7,7 @@ then tables, figures, pictures and clips. Saved anew at each call, as a view of 
 import sys
 from typing import Any
 
-from vsr_lightning import runs
+from vsr_lightning import wandb_logger
 from vsr_lightning.config import UserError, load_config
 
 NAME = "Video super-resolution"
@@ -45,7 +45,7 @@ def workspace(entity: str, project: str) -> Any:
         import wandb_workspaces.workspaces as ws
     except ImportError:
         raise UserError(
-            f"wandb-workspaces: is not installed; {runs.BIN}pip install -c constraints.txt -e '.[dashboard]'"
+            f"wandb-workspaces: is not installed; {wandb_logger.BIN}pip install -c constraints.txt -e '.[dashboard]'"
         ) from None
 
     sections = []
@@ -63,7 +63,7 @@ def main(overrides: list[str] | None = None) -> int:
     """Save the workspace and print its address. Returns the exit code: 0, or 2 after one line on stderr."""
     try:
         experiment = load_config("experiments/base.yaml", sys.argv[1:] if overrides is None else overrides)
-        if runs.logging_mode(experiment) != "online":
+        if wandb_logger.logging_mode(experiment) != "online":
             raise UserError("logging.mode: a dashboard needs a W&B API key; run `wandb login`, or set WANDB_API_KEY")
         view = workspace(experiment.logging.entity or _default_entity(), experiment.logging.project)
         view.save()

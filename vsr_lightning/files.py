@@ -10,6 +10,7 @@ import fcntl
 import glob
 import hashlib
 import io
+import json
 import os
 import shutil
 import socket
@@ -56,6 +57,10 @@ def put_in_place(temporary: Path, path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def sync(path: Path) -> None:

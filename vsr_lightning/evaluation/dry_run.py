@@ -9,7 +9,7 @@ from statistics import median
 
 import yaml
 
-from vsr_lightning import runs
+from vsr_lightning import processes, provenance
 from vsr_lightning.config import Experiment, UserError
 from vsr_lightning.evaluation import results
 from vsr_lightning.evaluation.grid import Item, batches_of_rank, first_look
@@ -54,7 +54,7 @@ def _table(job: Job, missing: list[Item]) -> str:
 
 
 def _batches(experiment: Experiment, items: list[Item]) -> str:
-    size, world = experiment.trainer.batch_size, runs.world_size(experiment)
+    size, world = experiment.trainer.batch_size, processes.world_size(experiment)
     return ", ".join(str(len(batches_of_rank(items, size, rank, world))) for rank in range(world))
 
 
@@ -65,10 +65,10 @@ def _time(job: Job, items: list[Item]) -> str:
         measured[sampler].append(seconds)
     if unknown := {item.sampler for item in items} - measured.keys():
         what = f"{', '.join(sorted(unknown))} with {job.fixed['prior']}"
-        return f"unknown, nothing was measured yet of {what} on this hardware ({runs.hardware()})"
+        return f"unknown, nothing was measured yet of {what} on this hardware ({provenance.hardware()})"
     # The median: start-up, and a last batch that is not full, weigh on a few.
     rates = {sampler: median(seconds) for sampler, seconds in measured.items()}
-    world = runs.world_size(job.experiment)
+    world = processes.world_size(job.experiment)
     shares = [batches_of_rank(items, job.experiment.trainer.batch_size, rank, world) for rank in range(world)]
 
     def seconds_of(batch: list[int]) -> float:
@@ -82,13 +82,13 @@ def _time(job: Job, items: list[Item]) -> str:
 
 def _computed_size(experiment: Experiment, size: int) -> int:
     """The items that a batch of so many takes the time of: on a GPU it is padded to one shape."""
-    return experiment.trainer.batch_size if runs.uses_gpu(experiment) else size
+    return experiment.trainer.batch_size if processes.uses_gpu(experiment) else size
 
 
 def _seconds_per_step(job: Job) -> Iterator[tuple[str, float]]:
     """Sampler, and seconds of its step for one item of a full batch, in every run folder beside this one and in it."""
     for meta_path in sorted(Path(job.experiment.runs_dir).glob("**/meta.json")):
-        if _hardware(meta_path) != {runs.hardware()}:
+        if _hardware(meta_path) != {provenance.hardware()}:
             continue
         rows = [row for row in _readable_rows(meta_path.parent) if _is_alike(row, job)]
         shares = _shares_of_full_batch(rows, meta_path.parent, job.experiment)
@@ -99,7 +99,7 @@ def _seconds_per_step(job: Job) -> Iterator[tuple[str, float]]:
 
 def _shares_of_full_batch(rows: list[Row], folder: Path, experiment: Experiment) -> list[float]:
     """How full each row's batch was, of what it took the time of; 1 on a CPU, which pads none."""
-    full = _stored_batch_size(folder) if runs.uses_gpu(experiment) else None
+    full = _stored_batch_size(folder) if processes.uses_gpu(experiment) else None
     if full is None:
         return [1.0] * len(rows)
     together = Counter(row["seconds"] for row in rows)  # the rows of a batch, which share its time equally

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vsr_lightning import runs
+from vsr_lightning import processes, runs
 from vsr_lightning.config import Experiment, Grid, UserError, build
 from vsr_lightning.data.clips import ClipDataModule
 from vsr_lightning.degradation.downsample import Downsample
@@ -77,7 +77,7 @@ class Job:
 
 def prepare(experiment: Experiment, launched: bool = True) -> Job:
     """Check and load all that a sweep needs, its processes too if `launched`; nothing is written. Raises UserError."""
-    runs.check_devices(experiment, launched)
+    processes.check_devices(experiment, launched)
     if not experiment.prior:
         raise UserError("prior: is empty; name a prior's folder, as prior=data/checkpoints/moving_mnist")
     prior = load_prior(experiment.prior)

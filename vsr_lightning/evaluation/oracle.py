@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from vsr_lightning import runs
+from vsr_lightning import files, provenance, runs
 from vsr_lightning.config import Experiment, UserError, build
 from vsr_lightning.data.clips import ClipDataModule, to_video
 from vsr_lightning.degradation.downsample import Downsample
@@ -54,7 +54,7 @@ def oracle(experiment: Experiment) -> Path:
     rows, means = measure(items, clips, degradation, mixture, fixed)
     folder.mkdir(parents=True, exist_ok=True)
     results.write_csv(folder / "oracle.csv", results.summarise(rows, means), first=(*results.CONDITION, "n"))
-    runs.write_json(folder / "oracle.json", {"command": runs.command_line(), **runs.describe_machine()})
+    files.write_json(folder / "oracle.json", {"command": provenance.command_line(), **provenance.describe_machine()})
     return folder / "oracle.csv"
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from vsr_lightning import runs
+from vsr_lightning import processes, runs, wandb_logger
 from vsr_lightning.config import Experiment, UserError, build
 from vsr_lightning.data.clips import to_uint8, to_video
 from vsr_lightning.evaluation import results, videos, wandb_run
@@ -39,20 +39,20 @@ def sweep(experiment: Experiment, limit: int | None = None) -> Path:
 
     With a `limit`, restore no more items than that: a first look at every condition.
     """
-    runs.end_with_parent()
+    processes.end_with_parent()
     job = prepare(experiment)
     job.find_folder()  # refuses rows of another prior before the folder is said to be of this one
     folder = runs.open_run(experiment, "sweep", job.inputs)
-    with results.RowWriter(folder, runs.rank()) as rows:  # before reading: another process may be at work here
+    with results.RowWriter(folder, processes.rank()) as rows:  # before reading: another process may be at work here
         held = take_inventory(folder)
         missing = first_look(job.missing(held), limit)
-        if held.damaged and runs.rank() == 0:
+        if held.damaged and processes.rank() == 0:
             print(*held.damaged, sep="\n", file=sys.stderr)
         logger = _make_logger(job, folder) if missing else None
         # Others may find something missing where this process does not, and would wait for it for ever.
-        if missing or runs.has_fellows(experiment):
+        if missing or processes.has_fellows(experiment):
             _restore(job, missing, held, folder, rows)
-        if runs.rank() == 0:
+        if processes.rank() == 0:
             _conclude(job, folder, logger)
     return folder
 
@@ -72,8 +72,8 @@ def _restore(job: Job, missing: list[Item], held: Inventory, folder: Path, rows:
         accelerator=options.accelerator,
         devices=options.devices,
         num_nodes=options.num_nodes,
-        strategy=runs.strategy(experiment),
-        precision=runs.precision(experiment),
+        strategy=processes.strategy(experiment),
+        precision=processes.precision(experiment),
         callbacks=callbacks,
         logger=False,
         enable_checkpointing=False,
@@ -84,8 +84,8 @@ def _restore(job: Job, missing: list[Item], held: Inventory, folder: Path, rows:
         benchmark=True,  # batches have one shape
     )
     _end_when_told(trainer)
-    runs.announce_to_children(experiment)
-    with runs.interruptible():
+    processes.announce_to_children(experiment)
+    with processes.interruptible():
         trainer.predict(module, datamodule=MissingItems(job, missing), return_predictions=False)
     trainer.strategy.barrier()
 
@@ -94,9 +94,9 @@ def _pays_to_compile(experiment: Experiment, items: list[Item]) -> bool:
     options = experiment.trainer
     if options.compile != "auto":
         return options.compile == "always"
-    batches = batches_of_rank(items, options.batch_size, 0, runs.world_size(experiment))
+    batches = batches_of_rank(items, options.batch_size, 0, processes.world_size(experiment))
     steps = sum(items[batch[0]].steps for batch in batches)
-    return runs.uses_gpu(experiment) and steps >= COMPILE_FROM_STEPS
+    return processes.uses_gpu(experiment) and steps >= COMPILE_FROM_STEPS
 
 
 class MissingItems(L.LightningDataModule):
@@ -115,7 +115,7 @@ class MissingItems(L.LightningDataModule):
         assert self.trainer is not None
         experiment, options = self.job.experiment, self.job.experiment.trainer
         batches = batches_of_rank(self.items, options.batch_size, self.trainer.global_rank, self.trainer.world_size)
-        pad_to = options.batch_size if runs.uses_gpu(experiment) else None  # one shape, one set of kernels
+        pad_to = options.batch_size if processes.uses_gpu(experiment) else None  # one shape, one set of kernels
         dataset = GridDataset(self.items, batches, self.job.clips, experiment.seed, pad_to)
         return DataLoader(dataset, batch_size=None, sampler=UntilTimeIsUp(len(dataset), options.max_minutes))
 
@@ -271,12 +271,12 @@ def _conclude(job: Job, folder: Path, logger: Any) -> None:
         logger = logger or _make_logger(job, folder)  # an earlier go may have ended before it logged
     if logger is not None:
         log.write_to(logger.experiment)
-        runs.close_logger(logger)
+        wandb_logger.close_logger(logger)
         log.remember()
 
 
 def _make_logger(job: Job, folder: Path) -> Any:
-    return runs.make_logger(job.experiment, folder, "sweep", [*job.inputs.values()], job.prior.card)
+    return wandb_logger.make_logger(job.experiment, folder, "sweep", [*job.inputs.values()], job.prior.card)
 
 
 def _progress(rows: list[Row], total: int) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vsr_lightning import runs
+from vsr_lightning import files, wandb_logger
 from vsr_lightning.config import Experiment
 from vsr_lightning.evaluation.results import CONDITION, Row, normalise, read_table
 from vsr_lightning.evaluation.videos import read_clips, write_gif
@@ -25,7 +25,7 @@ class ResultsLog:
     def __init__(self, experiment: Experiment, run_dir: Path, figures: Iterable[Path], complete: bool) -> None:
         self.run_dir, self.figures = Path(run_dir), [*map(Path, figures)]
         options = experiment.logging
-        where = f"{runs.logging_mode(experiment)} {options.entity}/{options.project}"
+        where = f"{wandb_logger.logging_mode(experiment)} {options.entity}/{options.project}"
         before = self._read()
         if before.get("where") != where:
             before = {}
@@ -51,7 +51,7 @@ class ResultsLog:
     def remember(self) -> None:
         """Take what is new as logged. To be called when the W&B run has ended: before, a kill might still lose it."""
         self._path.parent.mkdir(exist_ok=True)
-        runs.write_json(self._path, self._now)
+        files.write_json(self._path, self._now)
 
     @property
     def _path(self) -> Path:

@@ -12,7 +12,7 @@ from einops import rearrange
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar, WeightAveraging
 from torch import Tensor
 
-from vsr_lightning import files, runs
+from vsr_lightning import files, wandb_logger
 from vsr_lightning.data.clips import to_uint8
 
 
@@ -97,7 +97,7 @@ class GaplessLog(Callback):
         logged = trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         losses = trainer.callback_metrics if logged else {}
         checkpoint["last_log"] = {name: float(value) for name, value in losses.items() if name.startswith("train/")}
-        runs.wait_for_log(trainer.logger)
+        wandb_logger.wait_for_log(trainer.logger)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self._last = checkpoint.get("last_log", {})

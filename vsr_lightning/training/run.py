@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from vsr_lightning import runs
+from vsr_lightning import processes, provenance, runs, wandb_logger
 from vsr_lightning.config import Experiment, UserError, build
 from vsr_lightning.data.clips import ClipDataModule, stack
 from vsr_lightning.models.prior import fingerprint, load_prior, load_vae, read_card, save_prior
@@ -27,8 +27,8 @@ def train(experiment: Experiment) -> Path:
 
     When all steps are done, the run's `prior/` folder holds the result. Returns the run's folder.
     """
-    runs.end_with_parent()
-    runs.check_devices(experiment)
+    processes.end_with_parent()
+    processes.check_devices(experiment)
     datamodule = make_datamodule(experiment)
     module = make_module(experiment)
     check_clips(datamodule, module, experiment)
@@ -37,19 +37,19 @@ def train(experiment: Experiment) -> Path:
     if checkpoint.exists():
         held = check_checkpoint(checkpoint, experiment)
         if _is_finished(experiment, held["global_step"], _seconds(held)):
-            if runs.rank() == 0:
+            if processes.rank() == 0:
                 export(experiment, folder / "prior", datamodule)
             return folder
     if experiment.trainer.compile == "always" or (
         experiment.trainer.compile == "auto"
-        and runs.uses_gpu(experiment)
+        and processes.uses_gpu(experiment)
         and experiment.training.max_steps >= COMPILE_FROM_STEPS
     ):
         compile_networks(module)
     trainer = make_trainer(experiment, folder, checkpoint)
-    precision = "high" if runs.uses_gpu(experiment) else "highest"  # TF32 where autocast has float32
-    runs.announce_to_children(experiment)
-    with runs.matmul_precision(precision), runs.interruptible():
+    precision = "high" if processes.uses_gpu(experiment) else "highest"  # TF32 where autocast has float32
+    processes.announce_to_children(experiment)
+    with processes.matmul_precision(precision), processes.interruptible():
         trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint if checkpoint.exists() else None)
     if trainer.is_global_zero:
         (throughput,) = (callback for callback in trainer.callbacks if isinstance(callback, Throughput))  # type: ignore[attr-defined]
@@ -57,7 +57,7 @@ def train(experiment: Experiment) -> Path:
             export(experiment, folder / "prior", datamodule)
         else:
             print(f"{folder}: stopped at step {trainer.global_step}; the same command goes on from there")
-        runs.close_logger(trainer.logger)  # type: ignore[arg-type]
+        wandb_logger.close_logger(trainer.logger)  # type: ignore[arg-type]
     trainer.strategy.barrier()
     return folder
 
@@ -165,7 +165,7 @@ def compile_networks(module: LitVAE | LitDiT) -> None:
 def make_trainer(experiment: Experiment, folder: Path, checkpoint: Path) -> L.Trainer:
     options, training = experiment.trainer, experiment.training
     dataset = experiment.data["target"].rpartition(".")[2]
-    logger = runs.make_logger(experiment, folder, f"train-{training.stage}", tags=[dataset])
+    logger = wandb_logger.make_logger(experiment, folder, f"train-{training.stage}", tags=[dataset])
     callbacks: list[L.Callback] = [
         EMA(training.ema_decay),
         GaplessLog(),
@@ -179,8 +179,8 @@ def make_trainer(experiment: Experiment, folder: Path, checkpoint: Path) -> L.Tr
         accelerator=options.accelerator,
         devices=options.devices,
         num_nodes=options.num_nodes,
-        strategy=runs.strategy(experiment),
-        precision=runs.precision(experiment),
+        strategy=processes.strategy(experiment),
+        precision=processes.precision(experiment),
         max_steps=training.max_steps,
         max_epochs=-1,
         val_check_interval=training.val_every,
@@ -241,8 +241,8 @@ def _training_record(experiment: Experiment, checkpoint: dict[str, Any]) -> dict
         "devices": checkpoint.get("devices", 1),
         "metrics": checkpoint.get("metrics", {}),
         "training": dataclasses.asdict(experiment.training),
-        "exported": runs.now(),
-        **runs.describe_machine(),
+        "exported": provenance.now(),
+        **provenance.describe_machine(),
     }
 
 
