@@ -1,4 +1,6 @@
-"""Rows of results as a sweep writes them, for tests to vary."""
+"""Rows and clips of results as a sweep writes them, for tests to vary."""
+
+import numpy as np
 
 from vsr_lightning.evaluation.results import CONDITION
 
@@ -32,3 +34,14 @@ def item(video=0, noise=0, *, psnr=20.0, **other):
 def mean_of(row, n_samples, **scores):
     """The row of `means.csv` about an item's video."""
     return {column: row[column] for column in (*CONDITION, "video")} | scores | {"n_samples": n_samples}
+
+
+def clip(value=0, frames=10, size=16):
+    """Arguments of ClipWriter.append after the row; the restored clip has the one value given."""
+    truth = np.arange(frames, dtype=np.uint8)[:, None, None, None] * np.ones((size, size, 1), np.uint8)
+    return {
+        "observed": truth[:, ::8, ::8] + 100,
+        "restored": np.full_like(truth, value),
+        "truth": truth,
+        "frames": [0, 2],
+    }

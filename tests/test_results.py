@@ -1,4 +1,4 @@
-"""Rows survive crashes and reruns; tables hold hand-computed numbers; a W&B run is read back from disk."""
+"""Rows survive crashes and reruns; tables hold hand-computed numbers."""
 
 import json
 import math
@@ -6,13 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
-from PIL import Image
 from result_rows import SETTING, item, mean_of
 
-from vsr_lightning.config import Experiment, Logging, UserError
+from vsr_lightning.config import UserError
 from vsr_lightning.evaluation.results import (
     COLUMNS,
     CONDITION,
@@ -25,24 +23,8 @@ from vsr_lightning.evaluation.results import (
     write_means,
     write_tables,
 )
-from vsr_lightning.evaluation.videos import ClipWriter, merge_clips, read_clips, write_gif
-from vsr_lightning.evaluation.wandb_run import ResultsLog, log_curves, log_results
-from vsr_lightning.figures import reading
-from vsr_lightning.files import SEAL_SIZE, DamagedFile
 
-
-def clip(value=0, frames=10, size=16):
-    """Arguments of ClipWriter.append after the row; the restored clip has the one value given."""
-    truth = np.arange(frames, dtype=np.uint8)[:, None, None, None] * np.ones((size, size, 1), np.uint8)
-    return {
-        "observed": truth[:, ::8, ::8] + 100,
-        "restored": np.full_like(truth, value),
-        "truth": truth,
-        "frames": [0, 2],
-    }
-
-
-# ---------------------------------------------------------------------------------------------- keys
+# Keys
 
 
 @pytest.mark.parametrize(
@@ -72,7 +54,7 @@ def test_item_key_survives_json_and_csv(tmp_path):
     assert item_key(row) != item_key(row | {"seed": 2**40 + 2})
 
 
-# ---------------------------------------------------------------------------------------------- rows
+# Rows
 
 
 def test_rows_of_all_ranks_are_read(tmp_path):
@@ -145,7 +127,7 @@ def test_an_empty_run_has_no_rows(tmp_path):
     assert read_table(tmp_path / "results.csv") == read_table(tmp_path / "summary.csv") == []
 
 
-# -------------------------------------------------------------------------------------------- tables
+# Tables
 
 
 def test_results_table_is_sorted_in_the_contracts_columns(tmp_path):
@@ -241,323 +223,3 @@ def test_writing_tables_again_changes_nothing_and_leaves_no_temporary_file(tmp_p
     write_tables(tmp_path)
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["results.csv", "rows", "summary.csv"]
-
-
-# --------------------------------------------------------------------------------------------- clips
-
-
-def test_clips_of_all_ranks_are_merged_and_read_back(tmp_path):
-    ClipWriter(tmp_path, rank=0).append(item(num_frames=10), **clip(1))
-    ClipWriter(tmp_path, rank=0).append(item(num_frames=3), **clip(2))
-    ClipWriter(tmp_path, rank=1).append(item(num_frames=3, order="random"), **clip(3))
-    merge_clips(tmp_path)
-    merge_clips(tmp_path)
-    clips = read_clips(tmp_path)
-    assert [(c["num_frames"], c["order"], c["restored"][0, 0, 0, 0]) for c in clips] == [
-        *[(3, "random", 3), (3, "sequential", 2), (10, "sequential", 1)]
-    ]
-    assert {column: clips[0][column] for column in SETTING} == SETTING
-    assert clips[0]["frames"] == [0, 2]
-    for name in ("observed", "truth"):
-        assert clips[0][name].dtype == np.uint8
-        np.testing.assert_array_equal(clips[0][name], clip()[name])
-
-
-def test_clips_of_several_videos_and_the_baseline(tmp_path):
-    baseline = np.full((10, 16, 16, 1), 7, np.uint8)
-    for video in (2, 0):
-        ClipWriter(tmp_path).append(item(video), **clip(video), bicubic=baseline + video)
-    ClipWriter(tmp_path).append(item(1), **clip(1))
-    merge_clips(tmp_path)
-    clips = read_clips(tmp_path)
-    assert [(c["video"], c["restored"].max()) for c in clips] == [(0, 0), (1, 1), (2, 2)]
-    assert [c["bicubic"].max() if "bicubic" in c else None for c in clips] == [7, None, 9]
-
-
-def test_a_rerun_adds_and_replaces_clips_and_keeps_the_others(tmp_path):
-    ClipWriter(tmp_path).append(item(num_frames=1), **clip(1))
-    ClipWriter(tmp_path).append(item(num_frames=3), **clip(2))
-    merge_clips(tmp_path)
-    (tmp_path / "rows" / "clips-rank-0.h5").unlink()
-    ClipWriter(tmp_path).append(item(num_frames=3), **clip(20))
-    ClipWriter(tmp_path).append(item(num_frames=3.0), **clip(30))
-    ClipWriter(tmp_path).append(item(num_frames=5), **clip(4))
-    merge_clips(tmp_path)
-    restored = {c["num_frames"]: c["restored"].max() for c in read_clips(tmp_path)}
-    assert restored == {1: 1, 3: 30, 5: 4}
-
-
-def test_a_writer_killed_midway_leaves_the_clips_readable(tmp_path):
-    writer = ClipWriter(tmp_path)
-    writer.append(item(num_frames=1), **clip(1))
-    writer.path.with_name(writer.path.name + ".tmp").write_bytes(b"half a file")
-    ClipWriter(tmp_path).append(item(num_frames=2), **clip(2))
-    merge_clips(tmp_path)
-    assert [c["num_frames"] for c in read_clips(tmp_path)] == [1, 2]
-
-
-def test_damaged_clips_do_not_last(tmp_path):
-    gathered = tmp_path / "clips.h5"
-    gathered.write_bytes(b"damaged")
-    merge_clips(tmp_path)
-    assert not gathered.exists()
-    for video, rank in ((0, 0), (1, 1)):
-        ClipWriter(tmp_path, rank).append(item(video), **clip(video))
-    (tmp_path / "rows" / "clips-rank-0.h5").write_bytes(b"damaged")
-    gathered.write_bytes(b"damaged")
-    merge_clips(tmp_path)
-    assert [c["video"] for c in read_clips(tmp_path)] == [1]
-    ClipWriter(tmp_path, rank=0).append(item(2), **clip(2))
-    merge_clips(tmp_path)
-    assert [c["video"] for c in read_clips(tmp_path)] == [1, 2]
-
-
-def remove_seal(path):
-    """Make of a file of clips what versions before the seal wrote."""
-    with h5py.File(path) as sealed, h5py.File(path.with_suffix(".old"), "w") as plain:
-        for name in sealed:
-            sealed.copy(name, plain)
-    path.with_suffix(".old").replace(path)
-
-
-def test_clips_without_a_seal_are_read_and_go_on(tmp_path):
-    writer = ClipWriter(tmp_path)
-    writer.append(item(0), **clip(1))
-    remove_seal(writer.path)
-    ClipWriter(tmp_path).append(item(1), **clip(2))
-    merge_clips(tmp_path)
-    assert [(c["video"], c["restored"].max()) for c in read_clips(tmp_path)] == [(0, 1), (1, 2)]
-
-
-def test_damage_is_noticed_wherever_it_is(tmp_path):
-    """Without a seal, HDF5 reads on past some of it, and never returns from some."""
-    ClipWriter(tmp_path).append(item(0), **clip())
-    merge_clips(tmp_path)
-    path = tmp_path / "clips.h5"
-    whole = path.read_bytes()
-    for start in range(SEAL_SIZE, len(whole) - 64, 397):
-        for size in (1, 64):
-            damaged = bytearray(whole)
-            damaged[start : start + size] = bytes(255 - byte for byte in whole[start : start + size])
-            path.write_bytes(damaged)
-            with pytest.raises(DamagedFile):
-                read_clips(tmp_path)
-            with pytest.raises(DamagedFile):
-                reading.read_clips(path)
-    path.write_bytes(whole)
-    assert len(read_clips(tmp_path)) == len(reading.read_clips(path)) == 1
-
-
-@pytest.mark.parametrize("change", ["sigma_h", "video", "truth", "frames"])
-def test_clips_that_are_not_what_was_written(tmp_path, change):
-    """In an older file, without a seal, a flipped bit can leave this: HDF5 itself sees nothing wrong."""
-    ClipWriter(tmp_path).append(item(0), **clip())
-    merge_clips(tmp_path)
-    remove_seal(tmp_path / "clips.h5")
-    read_clips(tmp_path)
-    with h5py.File(tmp_path / "clips.h5", "a") as file:
-        (group,) = file.values()
-        if change in group:
-            del group[change]
-        else:
-            group.attrs[change] = 7
-    with pytest.raises(DamagedFile, match=r"clips\.h5"):
-        read_clips(tmp_path)
-
-
-def test_no_clips_make_no_file(tmp_path):
-    merge_clips(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_float_clips_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="restored must be uint8"):
-        ClipWriter(tmp_path).append(item(), **(clip() | {"restored": np.zeros((10, 16, 16, 1))}))
-
-
-def test_gif_shows_observed_restored_truth(tmp_path):
-    frames = 3
-    truth = np.zeros((frames, 64, 64, 1), np.uint8)
-    truth[1] = 200
-    observed = np.full((frames, 8, 8, 1), 90, np.uint8)
-    restored = np.full_like(truth, 30) + np.arange(frames, dtype=np.uint8)[:, None, None, None] * 20
-    path = tmp_path / "clip.gif"
-    write_gif({"observed": observed, "restored": restored, "truth": truth, "frames": [0, 2]}, path)
-    with Image.open(path) as gif:
-        assert (gif.n_frames, gif.size) == (frames, (3 * 192 + 8, 192))
-        shown = []
-        for index in range(frames):
-            gif.seek(index)
-            picture = np.asarray(gif.convert("L"), dtype=int)
-            shown.append([picture[96, x] for x in (96, 192 + 4 + 96, 2 * (192 + 4) + 96)])
-    # The second frame was not observed: black on the left.
-    np.testing.assert_allclose(shown, [[90, 30, 0], [0, 50, 200], [90, 70, 0]], atol=2)
-
-
-# --------------------------------------------------------------------------------- Weights & Biases
-
-
-@pytest.fixture
-def offline_run(tmp_path, monkeypatch):
-    """A W&B run that stays in `tmp_path`, its default step metric defined as WandbLogger does."""
-    import wandb
-
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    for name in ("DATA_DIR", "CACHE_DIR", "CONFIG_DIR"):
-        monkeypatch.setenv(f"WANDB_{name}", str(tmp_path / name.lower()))
-    settings = wandb.Settings(silent=True, console="off", x_disable_stats=True)
-    run = wandb.init(project="test", dir=tmp_path / "wandb-files", settings=settings)
-    run.define_metric("trainer/global_step")
-    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    yield run
-    run.finish()
-
-
-def records_of(run):
-    """All records of a finished offline run."""
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(Path(run.dir).parent)]
-    return [json.loads(line) for line in subprocess.check_output(command, text=True).splitlines()]
-
-
-def test_log_results_can_be_read_back(tmp_path, offline_run):
-    run_dir = tmp_path / "run"
-    items = [
-        item(video, num_frames=n, order=order, psnr=20 + n + video + 2 * (order == "random"))
-        for n in (1, 3, 10)
-        for order in ("sequential", "random")
-        for video in (0, 1)
-        if (n, order) != (1, "random")
-    ]
-    RowWriter(run_dir).append(items)
-    write_tables(run_dir)
-    ClipWriter(run_dir).append(items[0], **clip())
-    merge_clips(run_dir)
-    figure = run_dir / "fig3.png"
-    Image.new("RGB", (30, 20), "red").save(figure)
-
-    (run_dir / "table1.csv").write_text("method,psnr\nours,21.5\nquoted,n/a\n")
-
-    ResultsLog(Experiment(), run_dir, [figure], complete=True).write_to(offline_run)
-    offline_run.finish()
-
-    records = records_of(offline_run)
-    history = [record["history"]["item"] for record in records if record["type"] == "history"]
-    step = "frame_count/num_frames"
-
-    def curve(name):
-        return {row[step]: row[name] for row in history if name in row}
-
-    assert curve("frame_count/sequential/psnr_first") == {1: 21.5, 3: 23.5, 10: 30.5}
-    assert curve("frame_count/random/psnr_first") == {3: 25.5, 10: 32.5}
-    assert curve("frame_count/random/ssim_mean") == pytest.approx({3: 0.9, 10: 0.9})
-    steps = {r["metric"].get("name"): r["metric"].get("step_metric") for r in records if r["type"] == "metric"}
-    assert steps["frame_count/sequential/psnr_first"] == step
-
-    media = Path(offline_run.dir) / "media"
-    (table,) = media.glob("table/tables/results_*.table.json")
-    raw = json.loads(table.read_text())
-    assert raw["columns"] == list(COLUMNS)
-    assert len(raw["data"]) == len(items)
-    (summary,) = media.glob("table/tables/summary_*.table.json")
-    assert len(json.loads(summary.read_text())["data"]) == 5
-    (image,) = media.glob("images/figures/fig3_*.png")
-    assert Image.open(image).size == (30, 20)
-    (gif,) = media.glob("videos/clips/restored_*.gif")
-    assert Image.open(gif).format == "GIF"
-    (table1,) = media.glob("table/tables/table1_*.table.json")
-    assert json.loads(table1.read_text())["data"] == [["ours", "21.5"], ["quoted", "n/a"]]
-
-    (speed,) = (
-        record["summary"]["update"]["speed/sample_steps_per_s"]
-        for record in records
-        if record["type"] == "summary" and "speed/sample_steps_per_s" in record["summary"]["update"]
-    )
-    assert speed == pytest.approx(items[0]["steps"] / items[0]["seconds"])
-
-
-def test_clips_have_captions_that_tell_them_apart(tmp_path):
-    for video in (0, 3):
-        ClipWriter(tmp_path).append(item(video), **clip())
-    merge_clips(tmp_path)
-    RowWriter(tmp_path).append([item(video) for video in (0, 3)])
-    write_tables(tmp_path)
-    run = FakeRun()
-    log_results(run, tmp_path, [])
-    captions = [video._caption for video in run.logged["clips/restored"]]
-    assert captions == ["sequential, frames: 3, video 0", "sequential, frames: 3, video 3"]
-
-
-class FakeRun:
-    """Remembers what is logged."""
-
-    def __init__(self):
-        self.logged, self.steps, self.summary = {}, {}, {}
-
-    def define_metric(self, name, step_metric=None):
-        self.steps[name] = step_metric
-
-    def log(self, values):
-        self.logged.update(values)
-
-
-def test_curves_of_several_settings_have_names_of_their_own(tmp_path):
-    RowWriter(tmp_path).append([item(sigma_h=sigma_h, prior=prior) for sigma_h in (0, 4) for prior in ("a/b", "c/b")])
-    write_tables(tmp_path)
-    run = FakeRun()
-    log_curves(run, read_table(tmp_path / "summary.csv"))
-    curves = [name for name in run.logged if name.endswith("/psnr_first")]
-    assert sorted(curves) == [
-        f"frame_count/sigma_h={sigma_h}/prior={prior}/sequential/psnr_first"
-        for sigma_h in (0, 4)
-        for prior in ("a_b", "c_b")
-    ]
-    assert {run.steps[name] for name in curves} == {"frame_count/num_frames"}
-
-
-def test_speed_counts_what_was_restored(tmp_path):
-    items = [item(0, steps=10, seconds=1), item(1, steps=30, seconds=4), item(2, steps=999, status="nan")]
-    RowWriter(tmp_path).append(items)
-    write_tables(tmp_path)
-    run = FakeRun()
-    log_results(run, tmp_path, [])
-    assert run.summary == {"speed/sample_steps_per_s": 8, "speed/seconds_per_restoration": 2.5}
-
-
-def log_news(run_dir, complete, project="ours"):
-    """What one go of a sweep logs, by the first part of its names."""
-    log, run = ResultsLog(Experiment(logging=Logging(project=project)), run_dir, [], complete), FakeRun()
-    assert log.has_news == (log.new_results or log.new_curves)
-    log.write_to(run)
-    log.remember()
-    return {name.split("/")[0] for name in run.logged}
-
-
-def test_a_go_logs_only_news_and_curves_once(tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    rows = RowWriter(tmp_path)
-
-    def measure(number):
-        rows.append([item(number)])
-        write_tables(tmp_path)
-
-    measure(0)
-    assert log_news(tmp_path, False) == {"tables"}
-    assert log_news(tmp_path, False) == set()
-    measure(1)
-    assert log_news(tmp_path, True) == {"tables", "frame_count"}
-    assert log_news(tmp_path, True) == set()
-    measure(2)  # a failed one, tried again
-    assert log_news(tmp_path, True) == {"tables"}
-    assert log_news(tmp_path, True, project="another") == {"tables", "frame_count"}
-    (tmp_path / "wandb" / "logged.json").write_text("[")
-    assert log_news(tmp_path, True) == {"tables", "frame_count"}
-
-
-def test_without_remembering_all_stays_news(tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    RowWriter(tmp_path).append([item()])
-    write_tables(tmp_path)
-    for _ in range(2):
-        log = ResultsLog(Experiment(), tmp_path, [], complete=True)
-        assert (log.new_results, log.new_curves) == (True, True)
-        log.write_to(FakeRun())
