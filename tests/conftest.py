@@ -1,4 +1,4 @@
-"""Shared by tests: an environment without network, keys or data, a tiny untrained prior, a finished run's folder."""
+"""Shared by tests: no network, keys or data; tiny untrained priors; a spy on batches; a finished run's folder."""
 
 import shutil
 from pathlib import Path
@@ -60,6 +60,22 @@ def make_tiny_prior(folder: Path, in_channels: int) -> Path:
                 torch.nn.init.normal_(parameter, std=0.1)
     save_prior(folder, {"vae": vae_section, "dit": TINY_DIT, "schedule": SCHEDULE, "training": []}, vae, dit)
     return folder
+
+
+@pytest.fixture
+def restored_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of items in every batch that is restored from here on."""
+    from vsr_lightning.inference.lit_vsr import LitVSR
+
+    sizes: list[int] = []
+    predict_step = LitVSR.predict_step
+
+    def spy(self, batch, batch_idx):
+        sizes.append(batch.size)
+        return predict_step(self, batch, batch_idx)
+
+    monkeypatch.setattr(LitVSR, "predict_step", spy)
+    return sizes
 
 
 @pytest.fixture(scope="session")

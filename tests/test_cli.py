@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from folders import snapshot
 
 from vsr_lightning import runs, wandb_logger
 from vsr_lightning.__main__ import COMMANDS, main
@@ -64,10 +65,6 @@ def refused(experiment, capfd):
         return lines[0]
 
     return refused
-
-
-def snapshot(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
 
 
 # What it does

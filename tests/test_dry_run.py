@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from folders import snapshot
 from tiny_sweep import SWEEP, TINY
 
 from vsr_lightning.__main__ import main
@@ -18,10 +19,6 @@ from vsr_lightning.evaluation.run import sweep
 @pytest.fixture
 def overrides(tiny_prior, tmp_path):
     return [*TINY, "full=true", "figures=[]", f"prior={tiny_prior}", f"runs_dir={tmp_path / 'runs'}"]
-
-
-def snapshot(folder):
-    return {path: path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
 
 
 def test_nothing_is_written_and_nothing_pretended(overrides, tmp_path, capsys):

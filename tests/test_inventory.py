@@ -6,14 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from damage import DAMAGES, empty, truncate
-from tiny_sweep import SWEEP, TINY
+from folders import snapshot
+from tiny_sweep import ITEMS, SWEEP, TINY
 
 from vsr_lightning.__main__ import main
 from vsr_lightning.evaluation import results, videos
 from vsr_lightning.evaluation.inventory import take_inventory
 from vsr_lightning.inference.lit_vsr import LitVSR
 
-ITEMS, BATCH = 8, 3
+BATCH = 3
 FIRST_LOOKS = [(0, 0, 1), (0, 0, 3)]  # (video, noise, frames) of the items whose clips are kept
 TABLES = ("results.csv", "summary.csv", "means.csv")
 
@@ -170,13 +171,13 @@ def test_a_dry_run_names_what_is_damaged_and_counts_it_as_missing(finished, capf
     path = finished.batch_file()
     truncate(path)
     (finished.folder / "means.csv").unlink()
-    before = {path: path.read_bytes() for path in finished.folder.rglob("*") if path.is_file()}
+    before = snapshot(finished.folder)
     capfd.readouterr()
     assert main([*finished.arguments, "--dry-run"]) == 0
     told = capfd.readouterr().out.splitlines()
     assert told[0].endswith(f"{ITEMS} restorations, {ITEMS - BATCH} done, {BATCH} missing")
     assert told[-1].startswith(f"{path}: cannot be read (BadZipFile); what only this file held counts as missing")
-    assert {path: path.read_bytes() for path in finished.folder.rglob("*") if path.is_file()} == before
+    assert snapshot(finished.folder) == before
 
 
 def test_an_item_restored_again_keeps_its_first_row(finished):

@@ -1,0 +1,103 @@
+"""A run folder is of one configuration, prior and data set: another's results are refused, and nothing is changed."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from folders import snapshot
+from tiny_sweep import ITEMS, SWEEP, experiment, written_rows
+
+from vsr_lightning.config import UserError, load_config
+from vsr_lightning.data.clip_store import write_store
+from vsr_lightning.evaluation.dry_run import dry_run
+from vsr_lightning.evaluation.run import sweep
+from vsr_lightning.models.prior import load_prior, load_vae, read_card, save_prior
+
+
+def test_a_run_folder_of_another_configuration_is_refused(tiny_prior, tmp_path):
+    folder = sweep(experiment(tiny_prior, tmp_path, "grid.num_frames=[1]", "grid.noises=1", "grid.videos=1"))
+    before = snapshot(folder)
+    with pytest.raises(
+        UserError, match=r"holds a run with another grid.noises; start a new one with name=frame_count-2"
+    ):
+        sweep(experiment(tiny_prior, tmp_path, "grid.num_frames=[1]", "grid.videos=1"))
+    assert snapshot(folder) == before
+
+
+def test_a_folder_from_before_a_key_goes_on(tiny_prior, tmp_path, restored_sizes):
+    command = experiment(tiny_prior, tmp_path)
+    path = sweep(command) / "config.yaml"
+    content = yaml.safe_load(path.read_text())
+    for key in ("factor", "kernel", "sigma_h_per_factor", "keep_videos", "sampler", "observe"):
+        del content["grid"][key]
+    del content["samplers"]
+    path.write_text(yaml.safe_dump(content))
+    restored_sizes.clear()
+    sweep(command)
+    assert restored_sizes == []
+    with pytest.raises(UserError, match="another grid.factor"):
+        sweep(experiment(tiny_prior, tmp_path, "grid.factor=[4]"))
+
+
+def test_a_prior_that_was_trained_again_is_refused(tiny_prior, tmp_path):
+    """Its rows must not mix with those of the prior that had this folder before."""
+    sweep(experiment(tiny_prior, tmp_path))
+    vae, dit = load_vae(tiny_prior), load_prior(tiny_prior).dit
+    torch.nn.init.ones_(dit.final.bias)
+    save_prior(tiny_prior, read_card(tiny_prior), vae, dit)
+    with pytest.raises(UserError, match=r"another prior.*name=frame_count-2"):
+        sweep(experiment(tiny_prior, tmp_path))
+
+
+@pytest.mark.parametrize("damage", ["torn", "lost"])
+def test_so_is_one_whose_record_says_nothing(tiny_prior, tmp_path, damage):
+    """Then the rows tell of which prior they are, and the folder is left as it was."""
+    command = experiment(tiny_prior, tmp_path)
+    folder = sweep(command)
+    meta = folder / "meta.json"
+    whole = meta.read_bytes()
+    meta.write_bytes(whole[:100]) if damage == "torn" else meta.unlink()
+    before = snapshot(folder)
+    prior = load_prior(tiny_prior)
+    save_prior(tmp_path / "other", read_card(tiny_prior) | {"name": "other"}, prior.vae, prior.dit)
+    message = r"meta.json: cannot be read" if damage == "torn" else r"rows of another prior \(tiny_prior@.*not other@"
+    for run in (sweep, dry_run):
+        with pytest.raises(UserError, match=message):
+            run(experiment(tmp_path / "other", tmp_path))
+    assert snapshot(folder) == before
+    meta.unlink(missing_ok=True)  # the way out
+    sweep(command)
+    assert json.loads(meta.read_text())["inputs"] == json.loads(whole)["inputs"]
+    assert len(written_rows(folder)) == ITEMS
+
+
+def test_other_clips_under_the_same_name_are_refused(tiny_rgb_prior, tmp_path):
+    """Made anew from another archive, a store has the name and the settings of the old one."""
+
+    def make_store(seed):
+        clips = np.random.default_rng(seed).integers(0, 256, (2, 30, 64, 64, 3), np.uint8)
+        write_store(
+            tmp_path / "bair-test.h5",
+            [clips],
+            name="bair-test",
+            source="archive.tar, validation every 42",
+            camera="image_aux1",
+        )
+
+    overrides = [
+        *("trainer.accelerator=cpu", "trainer.progress=false", "sampler.steps=2", "sampler.restarts=[]"),
+        *("grid.videos=1", "grid.noises=1", "grid.factor=[8]", "grid.kernel=[bicubic]"),
+        *(f"data.dir={tmp_path}", f"prior={tiny_rgb_prior}", f"runs_dir={tmp_path / 'runs'}"),
+    ]
+    bair = load_config(SWEEP.parents[1] / "bair" / "eval.yaml", overrides)
+    make_store(seed=0)
+    folder = sweep(bair)
+    before = (folder / "results.csv").read_bytes()
+    make_store(seed=1)
+    with pytest.raises(UserError, match=r"another store; start a new one"):
+        sweep(bair)
+    assert (folder / "results.csv").read_bytes() == before
+    make_store(seed=0)
+    sweep(bair)
