@@ -22,8 +22,10 @@ from reference_dps import reference_dps
 from torch import Tensor, nn
 
 from vsr_lightning import provenance
-from vsr_lightning.config import Experiment, UserError, load_config
+from vsr_lightning.config import load_config
 from vsr_lightning.degradation.downsample import Downsample
+from vsr_lightning.errors import UserError
+from vsr_lightning.experiment import Experiment
 from vsr_lightning.inference.dps import Observation, dps_sample
 from vsr_lightning.inference.noise import SamplerNoise
 from vsr_lightning.models.prior import Prior, load_prior

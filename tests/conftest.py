@@ -48,8 +48,8 @@ def tiny_rgb_prior(tmp_path: Path) -> Path:
 
 
 def make_tiny_prior(folder: Path, in_channels: int) -> Path:
-    from vsr_lightning.config import build
     from vsr_lightning.models.prior import save_prior
+    from vsr_lightning.targets import build
 
     vae_section = {**TINY_VAE, "in_channels": in_channels}
     with torch.random.fork_rng():

@@ -13,9 +13,10 @@ import yaml
 
 from vsr_lightning.__main__ import main
 from vsr_lightning.ablation import COLUMNS
-from vsr_lightning.config import build, load_config
+from vsr_lightning.config import load_config
 from vsr_lightning.evaluation.results import read_table
 from vsr_lightning.models.prior import load_prior
+from vsr_lightning.targets import build
 
 ABLATIONS = Path(__file__).parents[1] / "experiments" / "moving_mnist" / "ablations.yaml"
 TINY = [

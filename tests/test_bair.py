@@ -19,11 +19,11 @@ from killing import finish, start
 from making_bair import CONTENTS, TRAJECTORIES, fetch, files, write_folder, write_tar
 
 from vsr_lightning.__main__ import main
-from vsr_lightning.config import UserError
 from vsr_lightning.data import bair, clip_store
 from vsr_lightning.data.bair import BAIR, split_of
 from vsr_lightning.data.bair_archive import Record, read_archive
 from vsr_lightning.data.clip_store import ClipStore
+from vsr_lightning.errors import UserError
 
 DATA_YAML = str(Path(__file__).parents[1] / "experiments/bair/data.yaml")
 STORES = ["data/bair-test.h5", "data/bair-train.h5", "data/bair-val.h5"]

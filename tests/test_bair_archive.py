@@ -19,8 +19,8 @@ from making_bair import (
     write_tar,
 )
 
-from vsr_lightning.config import UserError
 from vsr_lightning.data.clip_store import ClipStore
+from vsr_lightning.errors import UserError
 
 
 @pytest.fixture

@@ -14,8 +14,10 @@ from folders import snapshot
 
 from vsr_lightning import runs, wandb_logger
 from vsr_lightning.__main__ import COMMANDS, main
-from vsr_lightning.config import UserError, build, load_config
+from vsr_lightning.config import load_config
 from vsr_lightning.data import digits
+from vsr_lightning.errors import UserError
+from vsr_lightning.targets import build
 
 ROOT = Path(__file__).parents[1]
 SWEEP_FRAMES = str(ROOT / "experiments/moving_mnist/sweep_frames.yaml")

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from vsr_lightning.config import UserError
 from vsr_lightning.data import clip_store
 from vsr_lightning.data.clip_store import ClipStore, StoreWriter, write_store
+from vsr_lightning.errors import UserError
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import lightning
 import pytest
 import torch
 
-from vsr_lightning.config import UserError
 from vsr_lightning.data.clips import ClipDataModule, StepBatchSampler, to_uint8, to_video
+from vsr_lightning.errors import UserError
 
 # -- pixels
 

@@ -7,9 +7,9 @@ import struct
 import numpy as np
 import pytest
 
-from vsr_lightning.config import UserError
 from vsr_lightning.data import digits
 from vsr_lightning.data.digits import TEST_FILE, TRAIN_FILE, load_digits, resolve_digits
+from vsr_lightning.errors import UserError
 
 
 def idx(images):

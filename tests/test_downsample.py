@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from PIL import Image
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
-from vsr_lightning.config import UserError
 from vsr_lightning.degradation.downsample import Downsample, SeparableOperator, upsample_bicubic
+from vsr_lightning.errors import UserError
 
 FACTORS = [2, 4, 8]
 OPERATORS = [(kernel, factor) for kernel in ("gaussian", "box", "bicubic") for factor in FACTORS]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_dps import SHAPE, CurvedPrior, noise_source, normal, replay, seen
 
-from vsr_lightning.config import UserError
+from vsr_lightning.errors import UserError
 from vsr_lightning.inference.dps_particles import dps_particles_sample
 from vsr_lightning.inference.dps_polyak import dps_polyak_sample
 from vsr_lightning.models.schedule import LinearSchedule

@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_dps import SHAPE, GaussianPrior, noise_source, replay, seen
 
-from vsr_lightning.config import UserError
+from vsr_lightning.errors import UserError
 from vsr_lightning.inference.dps_restart import descents, dps_restart_sample
 from vsr_lightning.models.schedule import LinearSchedule
 

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from vsr_lightning.config import build, load_config
+from vsr_lightning.config import load_config
 from vsr_lightning.data.clips import ClipDataModule
 from vsr_lightning.evaluation.grid import degradations, grid_items, sampler_sections, widths
 from vsr_lightning.models.prior import Prior
 from vsr_lightning.models.vae import VAE
+from vsr_lightning.targets import build
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 FILES = sorted(path for path in EXPERIMENTS.rglob("*.yaml") if EXPERIMENTS / "results" not in path.parents)

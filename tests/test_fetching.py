@@ -7,8 +7,8 @@ from functools import partial
 
 import pytest
 
-from vsr_lightning.config import UserError
 from vsr_lightning.data import fetching
+from vsr_lightning.errors import UserError
 from vsr_lightning.files import temporary_path
 
 

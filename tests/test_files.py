@@ -11,7 +11,7 @@ import pytest
 from damage import DAMAGES
 
 from vsr_lightning import files
-from vsr_lightning.config import UserError
+from vsr_lightning.errors import UserError
 
 
 def test_replacing_writes_syncs_and_renames(tmp_path, monkeypatch):

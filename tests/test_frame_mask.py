@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from vsr_lightning.config import UserError
 from vsr_lightning.degradation.frame_mask import frame_mask, mask_frames, observed_frames
+from vsr_lightning.errors import UserError
 
 TOTAL = 10
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from vsr_lightning.config import Grid, UserError, load_config
+from vsr_lightning.config import load_config
 from vsr_lightning.data.clips import to_video
 from vsr_lightning.degradation.downsample import Downsample
+from vsr_lightning.errors import UserError
 from vsr_lightning.evaluation.grid import (
     GridDataset,
     Item,
@@ -20,6 +21,7 @@ from vsr_lightning.evaluation.grid import (
     row_maker,
     sampler_sections,
 )
+from vsr_lightning.experiment import Grid
 
 SWEEP = Path(__file__).parents[1] / "experiments" / "moving_mnist" / "sweep_frames.yaml"
 SAMPLER = {"dps": {"steps": 5, "zeta": 1.0}}

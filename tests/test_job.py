@@ -3,7 +3,7 @@
 import pytest
 from tiny_sweep import experiment
 
-from vsr_lightning.config import UserError
+from vsr_lightning.errors import UserError
 from vsr_lightning.evaluation.run import sweep
 
 POLYAK = "vsr_lightning.inference.dps_polyak.dps_polyak_sample"

@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 from torch.utils.data import DataLoader
 
-from vsr_lightning.config import Training
+from vsr_lightning.experiment import Training
 from vsr_lightning.models.schedule import LinearSchedule
 from vsr_lightning.models.vae import VAE
 from vsr_lightning.models.video_dit import VideoDiT

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from vsr_lightning.config import Training
+from vsr_lightning.experiment import Training
 from vsr_lightning.models.vae import VAE
 from vsr_lightning.training.lit_vae import LitVAE, measure_latents
 from vsr_lightning.training.optimisation import step_generator

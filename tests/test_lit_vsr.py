@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vsr_lightning.config import UserError
 from vsr_lightning.degradation.downsample import Downsample, upsample_bicubic
 from vsr_lightning.degradation.frame_mask import frame_mask
+from vsr_lightning.errors import UserError
 from vsr_lightning.inference.dps import dps_sample
 from vsr_lightning.inference.lit_vsr import FailureLog, LitVSR, ObservationBatch, Restoration, check_frames
 from vsr_lightning.inference.noise import sensor_noise

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from vsr_lightning.config import UserError
 from vsr_lightning.data import moving_mnist
 from vsr_lightning.data.moving_mnist import MovingMNIST
+from vsr_lightning.errors import UserError
 
 OTHERS = np.full((3, 28, 28), 255, np.uint8)
 

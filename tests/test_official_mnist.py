@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from vsr_lightning.config import UserError
 from vsr_lightning.data import moving_mnist, official_mnist
 from vsr_lightning.data.clip_store import ClipStore
 from vsr_lightning.data.moving_mnist import MovingMNIST
 from vsr_lightning.data.official_mnist import OfficialSequences
+from vsr_lightning.errors import UserError
 
 
 @pytest.fixture(autouse=True)

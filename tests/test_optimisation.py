@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vsr_lightning.config import Training
+from vsr_lightning.experiment import Training
 from vsr_lightning.training.optimisation import clip_and_log_gradients, configure_optimizer, lr_factor, step_generator
 
 

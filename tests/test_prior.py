@@ -8,12 +8,13 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vsr_lightning.config import UserError, build
+from vsr_lightning.errors import UserError
 from vsr_lightning.models import prior as prior_module
 from vsr_lightning.models.prior import Prior, load_prior, load_vae, read_card, save_prior
 from vsr_lightning.models.schedule import LinearSchedule
 from vsr_lightning.models.vae import VAE
 from vsr_lightning.models.video_dit import VideoDiT
+from vsr_lightning.targets import build
 
 CARD = {
     "vae": {"target": "vsr_lightning.models.vae.VAE", "latent_channels": 2, "widths": [8, 8, 8]},

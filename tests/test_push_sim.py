@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vsr_lightning.config import UserError
 from vsr_lightning.data import push_sim, push_simulator
 from vsr_lightning.data.clip_store import ClipStore
 from vsr_lightning.data.push_sim import PushSim
+from vsr_lightning.errors import UserError
 
 sim = pytest.mark.sim
 TINY = {"train_trajectories": 2, "val_trajectories": 1, "test_trajectories": 1, "trajectory_frames": 4, "processes": 1}

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vsr_lightning.config import UserError
 from vsr_lightning.data import push_workers
 from vsr_lightning.data.push_workers import simulate_split
+from vsr_lightning.errors import UserError
 
 sim = pytest.mark.sim
 

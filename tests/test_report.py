@@ -11,7 +11,7 @@ from damage import DAMAGES
 from fabricated import META, SETTING, Page, decode, make_run, truth_clip
 
 from vsr_lightning.__main__ import main
-from vsr_lightning.config import UserError
+from vsr_lightning.errors import UserError
 from vsr_lightning.evaluation.results import read_table
 from vsr_lightning.evaluation.videos import ClipWriter, merge_clips
 from vsr_lightning.figures.report import make_report

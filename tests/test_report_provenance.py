@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vsr_lightning.config import build, load_config, to_yaml
+from vsr_lightning.config import load_config, to_yaml
 from vsr_lightning.degradation.downsample import Downsample
 from vsr_lightning.evaluation.grid import grid_items, sampler_sections
 from vsr_lightning.figures.report_provenance import configured, grid_size, overview
+from vsr_lightning.targets import build
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 SWEEPS = (

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from result_rows import SETTING, item, mean_of
 
-from vsr_lightning.config import UserError
+from vsr_lightning.errors import UserError
 from vsr_lightning.evaluation.results import (
     COLUMNS,
     CONDITION,

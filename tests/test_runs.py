@@ -9,8 +9,9 @@ import yaml
 from folders import snapshot
 from tiny_sweep import ITEMS, SWEEP, experiment, written_rows
 
-from vsr_lightning.config import UserError, load_config
+from vsr_lightning.config import load_config
 from vsr_lightning.data.clip_store import write_store
+from vsr_lightning.errors import UserError
 from vsr_lightning.evaluation.dry_run import dry_run
 from vsr_lightning.evaluation.run import sweep
 from vsr_lightning.models.prior import load_prior, load_vae, read_card, save_prior

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vsr_lightning.config import UserError
+from vsr_lightning.errors import UserError
 from vsr_lightning.models.schedule import LinearSchedule, Step
 
 BETAS = np.linspace(1e-4, 0.02, 1000)

@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from vsr_lightning.config import UserError
 from vsr_lightning.data.tfrecord import OVERHEAD, masked_crc32c, parse_example, read_records
+from vsr_lightning.errors import UserError
 
 RECORDS = [b"first", b"", np.random.default_rng(0).bytes(300)]
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 import yaml
 
-from vsr_lightning.config import UserError, load_config
+from vsr_lightning.config import load_config
 from vsr_lightning.data.clip_store import write_store
 from vsr_lightning.data.clips import stack
+from vsr_lightning.errors import UserError
 from vsr_lightning.models.prior import load_prior, load_vae
 from vsr_lightning.training import run
 from vsr_lightning.training.run import export, make_datamodule, train

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from vsr_lightning.config import UserError
 from vsr_lightning.data.clip_store import ClipStore, write_store
 from vsr_lightning.data.trajectories import TrajectoryClips, TrajectoryDataModule
+from vsr_lightning.errors import UserError
 
 TRAJECTORIES, FRAMES = 5, 8
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vsr_lightning.config import UserError
+from vsr_lightning.errors import UserError
 from vsr_lightning.models.vae import VAE
 
 

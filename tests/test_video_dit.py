@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from vsr_lightning.config import UserError
+from vsr_lightning.errors import UserError
 from vsr_lightning.models.vae import VAE
 from vsr_lightning.models.video_dit import (
     ROPE_BASE,

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from result_rows import clip, item
 
-from vsr_lightning.config import Experiment, Logging
 from vsr_lightning.evaluation.results import COLUMNS, RowWriter, read_table, write_tables
 from vsr_lightning.evaluation.videos import ClipWriter, merge_clips
 from vsr_lightning.evaluation.wandb_run import ResultsLog, log_curves, log_results
+from vsr_lightning.experiment import Experiment, Logging
 
 
 class FakeRun:

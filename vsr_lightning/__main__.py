@@ -7,7 +7,9 @@ import warnings
 from pathlib import Path
 from typing import NoReturn
 
-from vsr_lightning.config import Experiment, UserError, load_config, to_yaml
+from vsr_lightning.config import load_config, to_yaml
+from vsr_lightning.errors import UserError
+from vsr_lightning.experiment import Experiment
 from vsr_lightning.files import DISK_FULL
 
 COMMANDS = {

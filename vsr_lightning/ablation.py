@@ -17,9 +17,10 @@ from typing import Any
 import torch
 
 from vsr_lightning import files, processes, runs
-from vsr_lightning.config import Experiment, UserError
+from vsr_lightning.errors import UserError
 from vsr_lightning.evaluation import results
 from vsr_lightning.evaluation.run import sweep
+from vsr_lightning.experiment import Experiment
 from vsr_lightning.models.prior import load_prior, read_card
 from vsr_lightning.training.run import input_fingerprints, make_datamodule, train
 

@@ -8,7 +8,8 @@ import sys
 from typing import Any
 
 from vsr_lightning import wandb_logger
-from vsr_lightning.config import UserError, load_config
+from vsr_lightning.config import load_config
+from vsr_lightning.errors import UserError
 
 NAME = "Video super-resolution"
 # Section: panels, each a title, a regular expression of the metrics, and the metric of the x axis.

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from vsr_lightning.config import Experiment, UserError
+from vsr_lightning.errors import UserError
+from vsr_lightning.experiment import Experiment
 
 PARENT = "VSR_PARENT"  # environment variable: the process that started this one as a further rank
 

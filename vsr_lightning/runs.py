@@ -8,7 +8,9 @@ from typing import Any
 import yaml
 
 from vsr_lightning import files
-from vsr_lightning.config import Experiment, UserError, to_yaml
+from vsr_lightning.config import to_yaml
+from vsr_lightning.errors import UserError
+from vsr_lightning.experiment import Experiment
 from vsr_lightning.processes import rank
 from vsr_lightning.provenance import command_line, describe_machine, now
 from vsr_lightning.wandb_logger import logging_mode

@@ -13,7 +13,8 @@ from typing import Any
 from lightning.pytorch.loggers import WandbLogger
 
 from vsr_lightning import files
-from vsr_lightning.config import Experiment, UserError
+from vsr_lightning.errors import UserError
+from vsr_lightning.experiment import Experiment
 from vsr_lightning.processes import rank
 from vsr_lightning.provenance import describe_machine
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vsr_lightning.config import UserError
 from vsr_lightning.data.bair_archive import (
     ARCHIVE,
     CAMERAS,
@@ -27,6 +26,7 @@ from vsr_lightning.data.fetching import check_space, download, find_file, read_d
 from vsr_lightning.data.splits import SPLITS
 from vsr_lightning.data.tfrecord import OVERHEAD
 from vsr_lightning.data.trajectories import TrajectoryDataModule
+from vsr_lightning.errors import UserError
 from vsr_lightning.files import remove_abandoned
 
 STORED_SHARE = 0.5  # of the archive's bytes that the stores take: one camera of two (369,480 of 741,610 a trajectory)

@@ -14,8 +14,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from vsr_lightning.config import UserError
 from vsr_lightning.data.tfrecord import parse_example, read_records
+from vsr_lightning.errors import UserError
 
 ARCHIVE = "bair_robot_pushing_dataset_v0.tar"
 FOLDER = "softmotion30_44k"

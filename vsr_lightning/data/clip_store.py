@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vsr_lightning.config import UserError
+from vsr_lightning.errors import UserError
 from vsr_lightning.files import naming, put_in_place, remove_abandoned, temporary_path
 
 STORE_FORMAT = 1  # of the layout of clip stores; a reader takes no other

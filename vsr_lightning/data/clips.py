@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
-from vsr_lightning.config import UserError
+from vsr_lightning.errors import UserError
 
 
 def to_video(clips: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from vsr_lightning.config import UserError
 from vsr_lightning.data.fetching import download, find_file, write_dir
 from vsr_lightning.data.splits import SPLITS
+from vsr_lightning.errors import UserError
 
 MNIST_URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"  # as TFDS's own mnist builder has it
 TRAIN_FILE, TEST_FILE = "train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz"

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vsr_lightning.config import UserError
+from vsr_lightning.errors import UserError
 from vsr_lightning.files import put_in_place, remove_abandoned, temporary_path
 
 

@@ -7,12 +7,12 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from vsr_lightning.config import UserError
 from vsr_lightning.data.clips import ClipDataModule
 from vsr_lightning.data.digits import load_digits, resolve_digits
 from vsr_lightning.data.moving_digits import MovingMNISTClips
 from vsr_lightning.data.official_mnist import fetch_official, open_official
 from vsr_lightning.data.splits import SPLITS
+from vsr_lightning.errors import UserError
 
 
 class MovingMNIST(ClipDataModule):

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vsr_lightning.config import UserError
 from vsr_lightning.data.clip_store import ClipStore, write_store
 from vsr_lightning.data.fetching import download, find_file, write_dir
 from vsr_lightning.data.moving_digits import FRAME_SIZE
+from vsr_lightning.errors import UserError
 
 OFFICIAL_FILE, OFFICIAL_STORE = "mnist_test_seq.npy", "moving-mnist-official.h5"
 OFFICIAL_URL = "http://www.cs.toronto.edu/~nitish/unsupervised_video/" + OFFICIAL_FILE  # as TFDS has it

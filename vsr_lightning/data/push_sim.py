@@ -9,13 +9,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from vsr_lightning.config import UserError
 from vsr_lightning.data import push_simulator
 from vsr_lightning.data.clip_store import ClipStore, write_store
 from vsr_lightning.data.fetching import check_space, write_dir
 from vsr_lightning.data.push_simulator import FRAME_SIZE, PushSimulator
 from vsr_lightning.data.push_workers import simulate_split
 from vsr_lightning.data.trajectories import TrajectoryDataModule
+from vsr_lightning.errors import UserError
 from vsr_lightning.files import remove_abandoned, replacing
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from vsr_lightning.config import UserError
 from vsr_lightning.data.push_scene import POOL_SIZE, TRAY_HALF, make_model, object_name
+from vsr_lightning.errors import UserError
 
 VERSION = 1  # of trajectories: raise it with an edit, here or in push_scene.*, that changes what comes of a key
 FRAME_SIZE = 64

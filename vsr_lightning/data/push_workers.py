@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
-from vsr_lightning.config import UserError
 from vsr_lightning.data.push_simulator import Arrays, PushSimulator
 from vsr_lightning.data.splits import SPLITS
+from vsr_lightning.errors import UserError
 
 _simulator: PushSimulator | None = None  # of a worker process
 

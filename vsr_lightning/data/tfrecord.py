@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import google_crc32c
 
-from vsr_lightning.config import UserError
+from vsr_lightning.errors import UserError
 
 HEADER = struct.Struct("<QI")
 FOOTER = struct.Struct("<I")

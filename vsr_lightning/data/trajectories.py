@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from vsr_lightning.config import UserError
 from vsr_lightning.data.clip_store import ClipStore
 from vsr_lightning.data.clips import ClipDataModule
 from vsr_lightning.data.fetching import find_file, read_dirs
+from vsr_lightning.errors import UserError
 
 OFFSETS = ("fixed", "random")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vsr_lightning.config import UserError
+from vsr_lightning.errors import UserError
 
 KERNELS = ("gaussian", "box", "bicubic")
 TRUNCATE = 4.0  # Gaussian radius in standard deviations, as scipy.ndimage

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vsr_lightning.config import UserError
+from vsr_lightning.errors import UserError
 
 ORDERS = ("sequential", "random")
 

@@ -10,11 +10,12 @@ from statistics import median
 import yaml
 
 from vsr_lightning import processes, provenance
-from vsr_lightning.config import Experiment, UserError
+from vsr_lightning.errors import UserError
 from vsr_lightning.evaluation import results
 from vsr_lightning.evaluation.grid import Item, batches_of_rank, first_look
 from vsr_lightning.evaluation.inventory import take_inventory
 from vsr_lightning.evaluation.job import Job, Row, prepare
+from vsr_lightning.experiment import Experiment
 
 ROW_BYTES = 1500  # of an item in its row file and in results.csv
 

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vsr_lightning.config import Experiment, Grid, UserError, check_target
 from vsr_lightning.data.clips import to_video
 from vsr_lightning.degradation.downsample import Downsample
 from vsr_lightning.degradation.frame_mask import frame_mask, observed_frames
+from vsr_lightning.errors import UserError
+from vsr_lightning.experiment import Experiment, Grid
 from vsr_lightning.inference.lit_vsr import ObservationBatch
+from vsr_lightning.targets import check_target
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,18 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vsr_lightning import processes, runs
-from vsr_lightning.config import Experiment, Grid, UserError, build
 from vsr_lightning.data.clips import ClipDataModule
 from vsr_lightning.degradation.downsample import Downsample
+from vsr_lightning.errors import UserError
 from vsr_lightning.evaluation import results
 from vsr_lightning.evaluation.grid import Item, degradations, grid_items, row_maker, sampler_sections, widths
 from vsr_lightning.evaluation.inventory import Inventory
+from vsr_lightning.experiment import Experiment, Grid
 from vsr_lightning.inference.dps import Observation
 from vsr_lightning.inference.lit_vsr import check_frames
 from vsr_lightning.models.prior import Prior, fingerprint, load_prior
 from vsr_lightning.models.schedule import LinearSchedule
+from vsr_lightning.targets import build
 
 Row = dict[str, Any]
 

@@ -15,16 +15,18 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from vsr_lightning import files, provenance, runs
-from vsr_lightning.config import Experiment, UserError, build
 from vsr_lightning.data.clips import ClipDataModule, to_video
 from vsr_lightning.degradation.downsample import Downsample
+from vsr_lightning.errors import UserError
 from vsr_lightning.evaluation import results
 from vsr_lightning.evaluation.grid import Item, frames_of, grid_items, observation_batch, row_maker, sampler_sections
 from vsr_lightning.evaluation.job import check_videos
+from vsr_lightning.experiment import Experiment
 from vsr_lightning.inference.known_motion import DigitMixture, fit_digits, sample_with_known_motion
 from vsr_lightning.inference.lit_vsr import observe
 from vsr_lightning.inference.noise import sampler_generator
 from vsr_lightning.metrics import scores
+from vsr_lightning.targets import build
 
 MAX_DIGITS = 20_000  # to fit the mixture to: more take minutes, and change little
 

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from vsr_lightning import files
 from vsr_lightning.averages import mean_and_error
-from vsr_lightning.config import UserError
+from vsr_lightning.errors import UserError
 
 Row = dict[str, Any]
 

@@ -19,14 +19,16 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from vsr_lightning import processes, runs, wandb_logger
-from vsr_lightning.config import Experiment, UserError, build
 from vsr_lightning.data.clips import to_uint8, to_video
+from vsr_lightning.errors import UserError
 from vsr_lightning.evaluation import results, videos, wandb_run
 from vsr_lightning.evaluation.grid import GridDataset, Item, batches_of_rank, first_look, frames_of
 from vsr_lightning.evaluation.inventory import Inventory, take_inventory
 from vsr_lightning.evaluation.job import Job, prepare
+from vsr_lightning.experiment import Experiment
 from vsr_lightning.inference.lit_vsr import LitVSR, ObservationBatch, Restoration
 from vsr_lightning.metrics import scores
+from vsr_lightning.targets import build
 
 RESTORED_AGAIN = "restored again, its first row stands"
 COMPILE_FROM_STEPS = 1000  # sampler steps of a job: compilation takes about a minute

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from vsr_lightning import files, wandb_logger
-from vsr_lightning.config import Experiment
 from vsr_lightning.evaluation.results import CONDITION, Row, normalise, read_table
 from vsr_lightning.evaluation.videos import read_clips, write_gif
+from vsr_lightning.experiment import Experiment
 
 
 class ResultsLog:

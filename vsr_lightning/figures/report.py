@@ -15,7 +15,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from vsr_lightning.config import UserError
+from vsr_lightning.errors import UserError
 from vsr_lightning.figures.reading import REMAKE, Row, read_table
 from vsr_lightning.figures.report_clips import Clips, png_uri, read_viewer
 from vsr_lightning.figures.report_provenance import configured, grid_size, overview, provenance

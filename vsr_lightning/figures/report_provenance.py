@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vsr_lightning.config import Grid
+from vsr_lightning.experiment import Grid
 from vsr_lightning.figures.drawing import plural
 from vsr_lightning.figures.reading import Row
 from vsr_lightning.figures.report_words import SETTINGS, format_cell, label, to_number

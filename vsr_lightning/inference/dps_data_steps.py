@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from vsr_lightning.config import UserError
+from vsr_lightning.errors import UserError
 from vsr_lightning.inference.dps import Observation, OnStep
 from vsr_lightning.inference.guidance import Descent, PolyakGuidance, noise_scale, timestep_of
 from vsr_lightning.models.prior import Prior

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from vsr_lightning.config import UserError
+from vsr_lightning.errors import UserError
 from vsr_lightning.inference.dps import Observation, OnStep
 from vsr_lightning.inference.guidance import Estimate, estimate, noise_scale, polyak_move, timestep_of
 from vsr_lightning.models.prior import Prior

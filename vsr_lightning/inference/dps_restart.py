@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from vsr_lightning.config import UserError
+from vsr_lightning.errors import UserError
 from vsr_lightning.inference.dps import Observation, OnStep
 from vsr_lightning.inference.guidance import Descent, PolyakGuidance, timestep_of
 from vsr_lightning.models.prior import Prior

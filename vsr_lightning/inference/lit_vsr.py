@@ -8,9 +8,9 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from vsr_lightning.config import UserError
 from vsr_lightning.degradation.downsample import Downsample, SeparableOperator, upsample_bicubic
 from vsr_lightning.degradation.frame_mask import mask_frames
+from vsr_lightning.errors import UserError
 from vsr_lightning.inference.dps import Observation
 from vsr_lightning.inference.guidance import estimate
 from vsr_lightning.inference.noise import SampleKey, SamplerNoise, sensor_noise

@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vsr_lightning import files
-from vsr_lightning.config import UserError, build
+from vsr_lightning.errors import UserError
 from vsr_lightning.models.schedule import LinearSchedule
 from vsr_lightning.models.vae import VAE, compile_convolutions
 from vsr_lightning.models.video_dit import VideoDiT
+from vsr_lightning.targets import build
 
 FORMAT = 1
 Part = TypeVar("Part", bound=nn.Module)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vsr_lightning.config import UserError
+from vsr_lightning.errors import UserError
 
 
 @dataclass(frozen=True)

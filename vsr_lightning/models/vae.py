@@ -9,7 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vsr_lightning.config import UserError
+from vsr_lightning.errors import UserError
 
 
 class GroupNorm(nn.GroupNorm):

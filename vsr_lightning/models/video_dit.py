@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vsr_lightning.config import UserError
+from vsr_lightning.errors import UserError
 
 ROPE_BASE = 100.0  # the longest axis has some ten positions, where language models have thousands
 

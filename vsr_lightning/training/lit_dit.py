@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from vsr_lightning.config import Training
 from vsr_lightning.degradation.downsample import Downsample
+from vsr_lightning.experiment import Training
 from vsr_lightning.inference.ancestral import ancestral_sample
 from vsr_lightning.inference.dps import Observation
 from vsr_lightning.inference.dps_polyak import dps_polyak_sample

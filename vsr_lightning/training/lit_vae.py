@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vsr_lightning.config import Training
+from vsr_lightning.experiment import Training
 from vsr_lightning.metrics import psnr, ssim
 from vsr_lightning.models.vae import VAE
 from vsr_lightning.training.optimisation import LitNetwork, step_generator

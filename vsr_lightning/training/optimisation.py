@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.optim import AdamW, Optimizer
 
-from vsr_lightning.config import Training
+from vsr_lightning.experiment import Training
 from vsr_lightning.training.muon import MuonWithAdamW, block_matrices
 
 

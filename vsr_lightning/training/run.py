@@ -8,12 +8,14 @@ import lightning as L
 import torch
 
 from vsr_lightning import processes, provenance, runs, wandb_logger
-from vsr_lightning.config import Experiment, UserError, build
 from vsr_lightning.data.clips import ClipDataModule, stack
+from vsr_lightning.errors import UserError
+from vsr_lightning.experiment import Experiment
 from vsr_lightning.models.prior import fingerprint, load_prior, load_vae, read_card, save_prior
 from vsr_lightning.models.schedule import LinearSchedule
 from vsr_lightning.models.vae import VAE, compile_convolutions
 from vsr_lightning.models.video_dit import VideoDiT
+from vsr_lightning.targets import build
 from vsr_lightning.training.callbacks import EMA, GaplessLog, LastCheckpoint, Pictures, Progress, Throughput
 from vsr_lightning.training.lit_dit import CHECK_START, LitDiT
 from vsr_lightning.training.lit_vae import LitVAE, measure_latents
