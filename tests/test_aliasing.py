@@ -56,6 +56,14 @@ def test_convergence_is_paired_by_video(run_dir):
     assert (apart["sharpest"], apart["spread_oracle"], apart["videos"]) == ("0.0", "", "2")
 
 
+def test_widths_without_a_common_video_have_a_spread_and_no_difference():
+    """As in a sweep that is under way."""
+    (line,) = convergence([item(8, 1, 0.0, 0, 0, 17.0), item(8, 1, 2.0, 1, 0, 19.0)])
+    assert line["spread"] == pytest.approx(2)
+    assert math.isnan(line["difference"])
+    assert line["videos"] == 0
+
+
 def test_spread_is_of_the_best_width_not_of_the_sharpest():
     rows = [item(8, 1, width, 0, 0, psnr) for width, psnr in ((0.0, 17.0), (2.0, 19.0), (4.0, 18.0))]
     _, line = convergence(rows)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from vsr_lightning.evaluation.results import RowWriter, read_table, write_tables
 from vsr_lightning.evaluation.videos import ClipWriter, merge_clips, read_clips
-from vsr_lightning.figures.frame_count import draw_fig2, draw_fig3, fig2, make_figures, paired_difference
+from vsr_lightning.figures.frame_count import draw_fig2, draw_fig3, fig2, make_figures, random_minus_sequential
 from vsr_lightning.figures.reading import read_ok_rows
 
 FRAMES, SIZE = 10, 64
@@ -53,7 +53,7 @@ def run_dir(tmp_path):
     return tmp_path
 
 
-def test_paired_difference_counts_a_video_once():
+def test_random_minus_sequential_counts_a_video_once():
     rows = [
         *(item(3, "sequential", 0, noise, 20.0) for noise in (0, 1, 2)),
         *(item(3, "random", 0, noise, 21.0 + noise) for noise in (0, 1, 2)),  # differences 1, 2, 3: mean 2
@@ -61,10 +61,10 @@ def test_paired_difference_counts_a_video_once():
         item(3, "random", 1, 0, 22.0),  # 4
     ]
     # Means of the videos 2 and 4: mean 3, deviation sqrt(2), error sqrt(2) / sqrt(2). Over items it were 2.5.
-    assert paired_difference(rows) == {3: (pytest.approx(3.0), pytest.approx(1.0), 2)}
+    assert random_minus_sequential(rows) == {3: (pytest.approx(3.0), pytest.approx(1.0), 2)}
 
 
-def test_paired_difference_needs_both_orders_and_ok_rows():
+def test_random_minus_sequential_needs_both_orders_and_ok_rows():
     rows = [
         item(1, "sequential", 0, 0, 20.0),  # one frame: never measured in random order
         item(2, "sequential", 0, 0, 20.0),
@@ -75,15 +75,15 @@ def test_paired_difference_needs_both_orders_and_ok_rows():
         item(4, "random", 0, 0, 20.5, psnr_mean=9.0),
         item(4, "random", 0, 0, 30.0, sigma_h=6.0),  # another setting
     ]
-    difference = paired_difference(rows, "psnr_mean")
+    difference = random_minus_sequential(rows, "psnr_mean")
     assert list(difference) == [4]
     assert difference[4][0] == pytest.approx(2.0)
     assert math.isnan(difference[4][1])
     assert difference[4][2] == 1
 
 
-def test_paired_difference_reads_the_table(run_dir):
-    difference = paired_difference(read_table(run_dir / "results.csv"))
+def test_random_minus_sequential_reads_the_table(run_dir):
+    difference = random_minus_sequential(read_table(run_dir / "results.csv"))
     assert list(difference) == [1, 2, 5, 10]
     for mean, error, videos in difference.values():
         assert (mean, error, videos) == (pytest.approx(1.0), pytest.approx(0.0, abs=1e-9), 2)

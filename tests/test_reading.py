@@ -11,6 +11,7 @@ from result_rows import item, mean_of
 from vsr_lightning.evaluation.results import CONDITION
 from vsr_lightning.figures.reading import (
     curve,
+    grouped,
     read_clips,
     read_means,
     read_ok_rows,
@@ -120,3 +121,10 @@ def test_a_curve_counts_a_video_once():
     first, second = curve(rows, "psnr_first")
     assert (first[:2], math.isnan(first[2])) == ((2, 7.0), True)
     assert second == (10, pytest.approx(3.0), pytest.approx(1.0))
+
+
+def test_rows_are_grouped_in_their_order():
+    rows = [item(video, noise) for noise in (0, 1) for video in (2, 1)]
+    groups = grouped(rows, lambda row: row["video"])
+    assert list(groups) == [2, 1]
+    assert [row["noise"] for row in groups[1]] == [0, 1]

@@ -7,6 +7,7 @@ pairs: all variants restore the same clips under the same sensor noise.
 
 import gc
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 from vsr_lightning import files, processes, runs
+from vsr_lightning.averages import Item, item_scores, paired_difference
 from vsr_lightning.errors import UserError
 from vsr_lightning.evaluation import results
 from vsr_lightning.evaluation.run import sweep
@@ -104,13 +106,8 @@ def compare(variants: Mapping[str, Experiment]) -> list[dict[str, Any]]:
             record = json.loads(path.read_text())
         (line,) = results.read_table(_folder(experiment) / "sweep" / "summary.csv")
         scores = _scores(experiment)
-        pairs = [
-            {"video": item[0], "difference": score - reference[item]}
-            for item, score in scores.items()
-            if item in reference
-        ]
-        difference, error = results.column_mean(pairs, "difference")
-        line |= {**record, "difference": difference, "difference_se": error}
+        difference, error, _ = paired_difference(scores, reference)
+        line |= {**record, "difference": _known(difference), "difference_se": _known(error)}
         line |= {"videos": len({video for video, _ in scores})}
         lines.append({column: line.get(column) for column in COLUMNS})
     return lines
@@ -172,10 +169,15 @@ def _common(experiment: Experiment) -> dict[str, Any]:
     return {key: identity[key] for key in COMMON} | {"data": clips}
 
 
-def _scores(experiment: Experiment) -> dict[tuple[Any, Any], float]:
+def _scores(experiment: Experiment) -> dict[Item, float]:
     """PSNR of the first frame by video and noise instance, of the restorations that did not fail."""
     rows = results.read_table(_folder(experiment) / "sweep" / "results.csv")
-    return {(row["video"], row["noise"]): row["psnr_first"] for row in rows if row["status"] == "ok"}
+    return item_scores((row for row in rows if row["status"] == "ok"), "psnr_first")
+
+
+def _known(number: float) -> float | None:
+    """None for nan: an empty cell."""
+    return None if math.isnan(number) else number
 
 
 @contextmanager

@@ -1,10 +1,12 @@
-"""Means over videos and their standard errors, the one way in which tables and figures average."""
+"""Means over videos and their standard errors: the one way in which tables and figures average and compare in pairs."""
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
+
+Item = tuple[Any, ...]  # what tells restorations apart; begins with the video
 
 
 def mean_and_error(values: Iterable[tuple[Any, float]]) -> tuple[float, float, int]:
@@ -18,3 +20,17 @@ def mean_and_error(values: Iterable[tuple[Any, float]]) -> tuple[float, float, i
     means = [fmean(of_video) for of_video in by_video.values()]
     error = stdev(means) / math.sqrt(len(means)) if len(means) > 1 else math.nan
     return fmean(means), error, len(means)
+
+
+def item_scores(rows: Iterable[Mapping[str, Any]], column: str, also: Sequence[str] = ()) -> dict[Item, float]:
+    """A measured column by video, noise instance and the columns `also`."""
+    return {tuple(row[name] for name in ("video", "noise", *also)): float(row[column]) for row in rows}
+
+
+def paired_difference(scores: Mapping[Item, float], reference: Mapping[Item, float]) -> tuple[float, float, int]:
+    """`mean_and_error` of scores less the reference's, over the items that both have.
+
+    Clips and sensor noise, which a pair has in common, do not enter the error. Without a pair: (nan, nan, 0).
+    """
+    pairs = [(item[0], score - reference[item]) for item, score in scores.items() if item in reference]
+    return mean_and_error(pairs) if pairs else (math.nan, math.nan, 0)

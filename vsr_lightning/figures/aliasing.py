@@ -6,8 +6,7 @@ Shapes: F frames, H W pixels (h w low resolution), C channels. PSNR in dB, width
 """
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
@@ -16,7 +15,7 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from vsr_lightning.averages import mean_and_error
+from vsr_lightning.averages import Item, paired_difference
 from vsr_lightning.figures.drawing import (
     against_frames,
     annotate,
@@ -34,6 +33,8 @@ from vsr_lightning.figures.drawing import (
 from vsr_lightning.figures.reading import (
     Row,
     curve,
+    grouped,
+    number_of_frames,
     of_same_observation,
     read_clips,
     read_ok_rows,
@@ -71,7 +72,7 @@ def _of_one_setting(rows: Iterable[Row]) -> list[Row]:
 
     Samplers or noises are not to be averaged. The figure's title says which setting it is.
     """
-    settings = _group((row for row in rows if row["kernel"] == "gaussian"), *map(itemgetter, SETTING))
+    settings = grouped((row for row in rows if row["kernel"] == "gaussian"), itemgetter(*SETTING))
     return next(iter(settings.values()), [])
 
 
@@ -93,29 +94,28 @@ def convergence(rows: Iterable[Row], oracle: Sequence[Row] = ()) -> list[dict[st
         Errors are nan for a single video.
     """
     lines = []
-    for (factor, num_frames), group in sorted(_group(rows, _factor, _num_frames).items()):
-        of_widths = {width: of_width for (width,), of_width in sorted(_group(group, _width).items())}
+    for (factor, num_frames), group in sorted(grouped(rows, _factor_and_frames).items()):
+        of_widths = dict(sorted(grouped(group, _width).items()))
         by_width = {width: _video_means(of_width) for width, of_width in of_widths.items()}
         limits = {width: dict(_of_oracle(oracle, of_width[0])) for width, of_width in of_widths.items()}
         widths = list(of_widths)
         for count in range(2, len(widths) + 1):
             chosen = [by_width[width] for width in widths[:count]]
-            pairs = [(video, chosen[0][video] - chosen[-1][video]) for video in chosen[0].keys() & chosen[-1].keys()]
             known = [limits[width][num_frames] for width in widths[:count] if num_frames in limits[width]]
             of_oracle = max(known) - min(known) if len(known) == count else None
             values = (*(factor, num_frames, widths[0], widths[count - 1]), *_spread(chosen), of_oracle)
-            lines.append(dict(zip(CONVERGENCE, (*values, *mean_and_error(pairs)), strict=True)))
+            lines.append(dict(zip(CONVERGENCE, (*values, *paired_difference(chosen[0], chosen[-1])), strict=True)))
     return lines
 
 
-def _spread(by_width: Sequence[Mapping[str, float]]) -> tuple[float, float]:
+def _spread(by_width: Sequence[Mapping[Item, float]]) -> tuple[float, float]:
     """The best mean over videos of any width minus the worst one, and its standard error by the jackknife."""
 
-    def spread(without: str | None = None) -> float:
+    def spread(without: Item | None = None) -> float:
         means = [fmean(score for video, score in scores.items() if video != without) for scores in by_width]
         return max(means) - min(means)
 
-    videos = set[str]().union(*by_width)
+    videos = set[Item]().union(*by_width)
     if any(len(scores) < 2 for scores in by_width):
         return spread(), math.nan
     left_out = [spread(video) for video in videos]
@@ -126,34 +126,25 @@ def _spread(by_width: Sequence[Mapping[str, float]]) -> tuple[float, float]:
 def _of_oracle(oracle: Iterable[Row], like: Row) -> list[tuple[int, float]]:
     """What the oracle reaches under a row's observation: (number of observed frames, score), in order."""
     alike = [row for row in of_same_observation(oracle, like) if row["order"] == like["order"]]
-    return sorted((_num_frames(row), float(row[METRIC])) for row in alike)
+    return sorted((number_of_frames(row), float(row[METRIC])) for row in alike)
 
 
 def _factor(row: Row) -> int:
     return int(row["factor"])
 
 
-def _num_frames(row: Row) -> int:
-    return int(row["num_frames"])
+def _factor_and_frames(row: Row) -> tuple[int, int]:
+    return _factor(row), number_of_frames(row)
 
 
 def _width(row: Row) -> float:
     return float(row["sigma_h"])
 
 
-def _group(rows: Iterable[Row], *keys: Callable[[Row], Any]) -> dict[tuple, list[Row]]:
-    groups: dict[tuple, list[Row]] = defaultdict(list)
-    for row in rows:
-        groups[tuple(key(row) for key in keys)].append(row)
-    return groups
-
-
-def _video_means(rows: Iterable[Row]) -> dict[str, float]:
-    """Mean over noise instances, by video."""
-    by_video: dict[str, list[float]] = defaultdict(list)
-    for row in rows:
-        by_video[row["video"]].append(float(row[METRIC]))
-    return {video: sum(values) / len(values) for video, values in by_video.items()}
+def _video_means(rows: Iterable[Row]) -> dict[Item, float]:
+    """Mean over noise instances, by video alone."""
+    by_video = grouped(rows, itemgetter("video"))
+    return {(video,): fmean(float(row[METRIC]) for row in of_video) for video, of_video in by_video.items()}
 
 
 # --------------------------------------------------------------------------------------------- Fig. 5
@@ -164,14 +155,14 @@ def draw_fig5(rows: Sequence[Row], oracle: Sequence[Row] = ()) -> Figure:
 
     Dotted, where `oracle` has the conditions (`oracle.csv`): what an oracle reaches that is told the motion.
     """
-    by_factor = _group(rows, _factor)
+    by_factor = grouped(rows, _factor)
     widths = sorted({_width(row) for row in rows})
     colours = {width: COLOURS(0.9 * place / max(1, len(widths) - 1)) for place, width in enumerate(widths)}
     figure = Figure(figsize=(6.8 * len(by_factor), 4.8), layout="constrained")
     panels = figure.subplots(1, len(by_factor), squeeze=False, sharey=True)[0]
     dotted = ""
-    for axes, ((factor,), group) in zip(panels, sorted(by_factor.items()), strict=True):
-        for (width,), of_width in sorted(_group(group, _width).items()):
+    for axes, (factor, group) in zip(panels, sorted(by_factor.items()), strict=True):
+        for width, of_width in sorted(grouped(group, _width).items()):
             draw_curve(axes, curve(of_width, METRIC), rf"$\sigma_h$ {short(width)} px", colours[width], marker="o")
             if points := _of_oracle(oracle, of_width[0]):
                 dotted = "; dotted: an oracle that is told the motion"
@@ -195,8 +186,8 @@ def sharpest_and_blurriest(clips: Sequence[Row]) -> tuple[Row, Row] | None:
     gaussian = [clip for clip in clips if clip["kernel"] == "gaussian"]
     if not gaussian:
         return None
-    most = max((_factor(clip), _num_frames(clip)) for clip in gaussian)
-    alike = [clip for clip in gaussian if (_factor(clip), _num_frames(clip)) == most]
+    most = max(map(_factor_and_frames, gaussian))
+    alike = [clip for clip in gaussian if _factor_and_frames(clip) == most]
     first = min(alike, key=lambda clip: (_width(clip), int(clip["video"])))
     last = max(alike, key=lambda clip: (_width(clip), -int(clip["video"])))
     return None if _width(first) == _width(last) else (first, last)

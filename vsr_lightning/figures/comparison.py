@@ -8,6 +8,7 @@ Shapes: F frames, H W pixels (h w low resolution), C channels. PSNR in dB, tempo
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vsr_lightning.averages import mean_and_error
 from vsr_lightning.figures.drawing import (
     annotate,
     frame_psnr,
@@ -30,7 +30,7 @@ from vsr_lightning.figures.drawing import (
     show_frame,
     source,
 )
-from vsr_lightning.figures.reading import Row, read_clips, read_means, read_ok_rows
+from vsr_lightning.figures.reading import Row, grouped, mean_of, read_clips, read_means, read_ok_rows
 from vsr_lightning.files import write_table, write_text
 
 SETTING = ("dataset", "prior", "sampler", "steps", "zeta", "sigma_y", "num_frames", "order", "seed")
@@ -98,10 +98,7 @@ def table1(rows: Iterable[Row], means: Iterable[Row]) -> list[dict[str, Any]]:
 
 def to_markdown(table: Sequence[Row]) -> str:
     """The table for people: measured lines by setting, and what is quoted under a heading of its own."""
-    by_setting: dict[tuple, list[Row]] = defaultdict(list)
-    for line in table:
-        if line["source"] == "measured":
-            by_setting[tuple(line[column] for column in SETTING)].append(line)
+    by_setting = grouped((line for line in table if line["source"] == "measured"), itemgetter(*SETTING))
     parts = [_measured_markdown(lines) for lines in by_setting.values()]
     if quoted := [line for line in table if line["source"] == QUOTED_SOURCE]:
         parts.append(_quoted_markdown(quoted))
@@ -109,10 +106,7 @@ def to_markdown(table: Sequence[Row]) -> str:
 
 
 def _by_condition(rows: Iterable[Row]) -> dict[tuple, list[Row]]:
-    groups: dict[tuple, list[Row]] = defaultdict(list)
-    for row in rows:
-        groups[tuple(_comparable(row[column]) for column in (*SETTING, *OPERATOR))].append(row)
-    return groups
+    return grouped(rows, lambda row: tuple(_comparable(row[column]) for column in (*SETTING, *OPERATOR)))
 
 
 def _comparable(cell: str) -> tuple[float, str]:
@@ -139,9 +133,8 @@ def _scores(rows: Iterable[Row], suffix: str) -> dict[str, Any]:
     """Mean and standard error of each score that was measured, and the number of videos; of one, no error."""
     line: dict[str, Any] = {}
     for score, column in SCORES.items():
-        values = [(row["video"], float(row[column + suffix])) for row in rows if row.get(column + suffix)]
-        if values:
-            line[score], error, line["clips"] = mean_and_error(values)
+        if measured := [row for row in rows if row.get(column + suffix)]:
+            line[score], error, line["clips"] = mean_of(measured, column + suffix)
             line[f"{score}_se"] = None if math.isnan(error) else error
     return line
 

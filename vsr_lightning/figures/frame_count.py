@@ -5,7 +5,6 @@ Shapes: F frames, H W pixels (h w low resolution), C channels. PSNR in dB.
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from vsr_lightning.averages import mean_and_error
+from vsr_lightning.averages import Item, item_scores, paired_difference
 from vsr_lightning.figures.drawing import (
     against_frames,
     annotate,
@@ -36,6 +35,9 @@ from vsr_lightning.figures.drawing import (
 from vsr_lightning.figures.reading import (
     Row,
     curve,
+    grouped,
+    mean_of,
+    number_of_frames,
     of_same_observation,
     read_clips,
     read_ok_rows,
@@ -63,7 +65,7 @@ def make_figures(run_dir: Path) -> list[Path]:
     if len({row["num_frames"] for row in rows}) > 1:
         figures.append(run_dir / "fig3.png")
         fig3(run_dir, figures[-1])
-    if paired := paired_difference(rows):
+    if paired := random_minus_sequential(rows):
         figures.append(run_dir / "paired.csv")
         write_paired(paired, figures[-1])
     return figures
@@ -96,7 +98,7 @@ def _setting(row: Row) -> tuple:
 # ---------------------------------------------------------------------------------------- statistics
 
 
-def paired_difference(rows: Iterable[Row], metric: str = "psnr_first") -> dict[int, tuple[float, float, int]]:
+def random_minus_sequential(rows: Iterable[Row], metric: str = METRIC) -> dict[int, tuple[float, float, int]]:
     """How much the random order gains over the sequential one, by number of observed frames.
 
     Pairs share setting, video and noise instance; an item that is there under one order only has no pair.
@@ -105,17 +107,16 @@ def paired_difference(rows: Iterable[Row], metric: str = "psnr_first") -> dict[i
         `{num_frames: (mean, standard error, number of videos)}`, in the unit of `metric`. The error is over
         per-video means, and nan for a single video.
     """
-    pairs: dict[tuple, dict[str, float]] = defaultdict(dict)
-    for row in rows:
-        if row.get("status", "ok") == "ok":
-            item = int(row["num_frames"]), str(row["video"]), str(row["noise"]), *map(str, _setting(row))
-            pairs[item][row["order"]] = float(row[metric])
+    ok = (row for row in rows if row["status"] == "ok")
+    gains = {
+        num_frames: paired_difference(_scores(group, "random", metric), _scores(group, "sequential", metric))
+        for num_frames, group in sorted(grouped(ok, number_of_frames).items())
+    }
+    return {num_frames: gain for num_frames, gain in gains.items() if gain[-1] > 0}
 
-    differences: dict[int, list[tuple[str, float]]] = defaultdict(list)
-    for (num_frames, video, *_), values in pairs.items():
-        if "random" in values and "sequential" in values:
-            differences[num_frames].append((video, values["random"] - values["sequential"]))
-    return {num_frames: mean_and_error(differences[num_frames]) for num_frames in sorted(differences)}
+
+def _scores(rows: Iterable[Row], order: str, metric: str) -> dict[Item, float]:
+    return item_scores((row for row in rows if row["order"] == order), metric, also=SETTING)
 
 
 # --------------------------------------------------------------------------------------------- Fig. 3
@@ -126,9 +127,7 @@ def draw_fig3(rows: Sequence[Row], oracle: Sequence[Row] = ()) -> Figure:
 
     `oracle` are conditions of `oracle.csv`, drawn in the panels with the same observations.
     """
-    by_setting: dict[tuple, list[Row]] = defaultdict(list)
-    for row in rows:
-        by_setting[_setting(row)].append(row)
+    by_setting = grouped(rows, _setting)
     columns = min(len(by_setting), 3)
     lines = math.ceil(len(by_setting) / columns)
     figure = Figure(figsize=(6.8 * columns, 4.8 * lines), layout="constrained")
@@ -149,9 +148,8 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], oracle: Sequence[Row]) -> None:
             label = f"told the motion, {order}"
             axes.plot(*zip(*points, strict=True), color=colour, linestyle=":", linewidth=1.6, label=label)
     for column, name in BASELINES.items():
-        values = [(row["video"], float(row[column])) for row in rows if row.get(column, "") != ""]
-        if values:
-            level = mean_and_error(values)[0]
+        if measured := [row for row in rows if row.get(column, "") != ""]:
+            level = mean_of(measured, column)[0]
             label = f"{name}: {level:.1f} dB"
             if column == "psnr_first_vae":  # far above the curves: a line there would press them together
                 axes.plot([], [], linestyle="", label=label)

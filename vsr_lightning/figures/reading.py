@@ -5,9 +5,9 @@ Shapes: F frames, H W pixels (h w low resolution), C channels.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 
@@ -15,6 +15,7 @@ from vsr_lightning import files
 from vsr_lightning.averages import mean_and_error
 
 Row = Mapping[str, Any]
+Key = TypeVar("Key")
 
 REMAKE = "repeat the sweep's command, which makes it anew, or remove the file"  # of a file that is damaged
 NUMBERS = ("video", "factor", "num_frames", "sigma_h", "sigma_y", "steps", "zeta", "seed")
@@ -88,9 +89,24 @@ def read_clips(path: Path) -> list[dict[str, Any]]:
     return clips
 
 
+def grouped(rows: Iterable[Row], key: Callable[[Row], Key]) -> dict[Key, list[Row]]:
+    """Rows by what `key` says of them, keys and rows in the order in which they come."""
+    groups: dict[Key, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[key(row)].append(row)
+    return dict(groups)
+
+
+def number_of_frames(row: Row) -> int:
+    return int(row["num_frames"])
+
+
+def mean_of(rows: Iterable[Row], column: str) -> tuple[float, float, int]:
+    """Mean over videos of a column, its standard error, and the number of videos."""
+    return mean_and_error((row["video"], float(row[column])) for row in rows)
+
+
 def curve(rows: Iterable[Row], metric: str) -> list[tuple[int, float, float]]:
     """Points (number of observed frames, mean, standard error) of a column of items."""
-    by_number: dict[int, list[tuple[Any, float]]] = defaultdict(list)
-    for row in rows:
-        by_number[int(row["num_frames"])].append((row["video"], float(row[metric])))
-    return [(number, *mean_and_error(values)[:2]) for number, values in sorted(by_number.items())]
+    by_number = sorted(grouped(rows, number_of_frames).items())
+    return [(number, *mean_of(of_number, metric)[:2]) for number, of_number in by_number]

@@ -7,7 +7,7 @@ PSNR in dB, seconds for one restoration.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -17,9 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from vsr_lightning.averages import mean_and_error
+from vsr_lightning.averages import item_scores, paired_difference
 from vsr_lightning.figures.drawing import counts, operator, plural, save, short, source
-from vsr_lightning.figures.reading import Row, read_means, read_ok_rows
+from vsr_lightning.figures.reading import Row, grouped, mean_of, read_means, read_ok_rows
 from vsr_lightning.files import write_table
 
 METRIC = "psnr_first"
@@ -66,26 +66,25 @@ def compare(rows: Iterable[Row], means: Iterable[Row] = ()) -> list[dict[str, An
     instance, with its standard error over videos (nan for a single video, or without a pair). The reference is the best
     of the settings with the most steps.
     """
-    of_mean = _group((row for row in means if row.get(f"{METRIC}_of_mean")), observation_of)
+    of_mean = grouped((row for row in means if row.get(f"{METRIC}_of_mean")), observation_of)
     return [
         dict(zip(OBSERVATION, observation, strict=True)) | line
-        for observation, group in sorted(_group(rows, observation_of).items())
+        for observation, group in sorted(grouped(rows, observation_of).items())
         for line in _compare_settings(group, of_mean.get(observation, []))
     ]
 
 
 def _compare_settings(rows: Iterable[Row], means: Iterable[Row]) -> list[dict[str, Any]]:
-    by_setting, of_mean = _group(rows, setting_of), _group(means, setting_of)
-    reference = by_setting[_reference(by_setting)]
+    by_setting, of_mean = grouped(rows, setting_of), grouped(means, setting_of)
+    reference = item_scores(by_setting[_reference(by_setting)], METRIC)
     seconds: dict[tuple, list[float]] = defaultdict(list)
     for setting, group in by_setting.items():
         seconds[setting[:2]] += [float(row["seconds"]) for row in group]
     lines = []
     for setting, group in sorted(by_setting.items()):
-        score, error, videos = _mean(group, METRIC)
-        pairs = _differences(group, reference)
-        difference, difference_error, _ = mean_and_error(pairs) if pairs else (math.nan, math.nan, 0)
-        joint = _mean(of_mean[setting], f"{METRIC}_of_mean")[0] if setting in of_mean else None
+        score, error, videos = mean_of(group, METRIC)
+        difference, difference_error, _ = paired_difference(item_scores(group, METRIC), reference)
+        joint = mean_of(of_mean[setting], f"{METRIC}_of_mean")[0] if setting in of_mean else None
         values = (*setting, median(seconds[setting[:2]]), score, error, joint, difference, difference_error, videos)
         lines.append(dict(zip(COLUMNS[len(OBSERVATION) :], values, strict=True)))
     return lines
@@ -99,26 +98,8 @@ def setting_of(row: Row) -> Setting:
     return Setting(str(row["sampler"]), int(row["steps"]), float(row["zeta"]))
 
 
-def _group(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
-    groups: dict[Any, list[Row]] = defaultdict(list)
-    for row in rows:
-        groups[key(row)].append(row)
-    return dict(groups)
-
-
 def _reference(by_setting: Mapping[Setting, Sequence[Row]]) -> Setting:
-    return max(by_setting, key=lambda setting: (setting.steps, _mean(by_setting[setting], METRIC)[0]))
-
-
-def _mean(rows: Iterable[Row], column: str) -> tuple[float, float, int]:
-    return mean_and_error((row["video"], float(row[column])) for row in rows)
-
-
-def _differences(rows: Iterable[Row], reference: Iterable[Row]) -> list[tuple[str, float]]:
-    """(video, difference in METRIC) of the items that both have."""
-    there = {(row["video"], row["noise"]): float(row[METRIC]) for row in reference}
-    items = [(row["video"], row["noise"], float(row[METRIC])) for row in rows]
-    return [(video, score - there[video, noise]) for video, noise, score in items if (video, noise) in there]
+    return max(by_setting, key=lambda setting: (setting.steps, mean_of(by_setting[setting], METRIC)[0]))
 
 
 # --------------------------------------------------------------------------------------------- drawing
@@ -129,7 +110,7 @@ def draw(table: Sequence[Line], rows: Sequence[Row]) -> Figure:
 
     Not against zeta where no sampler had a choice of it.
     """
-    by_observation, samplers = _group(table, observation_of), list(dict.fromkeys(line["sampler"] for line in table))
+    by_observation, samplers = grouped(table, observation_of), list(dict.fromkeys(line["sampler"] for line in table))
     columns = 2 if _zetas_were_compared(table) else 1
     figure = Figure(figsize=(6.8 * columns, 0.8 + 4.2 * len(by_observation)), layout="constrained")
     panels = figure.subplots(len(by_observation), columns, squeeze=False, sharey="row")
@@ -160,7 +141,7 @@ def draw(table: Sequence[Line], rows: Sequence[Row]) -> Figure:
 
 
 def _zetas_were_compared(table: Iterable[Line]) -> bool:
-    by_sampler = _group(table, lambda line: (*observation_of(line), line["sampler"], line["steps"]))
+    by_sampler = grouped(table, lambda line: (*observation_of(line), line["sampler"], line["steps"]))
     return any(len({line["zeta"] for line in lines}) > 1 for lines in by_sampler.values())
 
 
@@ -218,7 +199,7 @@ def _draw_against_seconds(
 def _equally_fast(lines: Iterable[Line]) -> list[list[Line]]:
     """Settings whose seconds differ by less than noise, in order of seconds; of each sampler and number of steps the
     one with the best zeta."""
-    settings = _group(lines, lambda line: (line["sampler"], line["steps"])).values()
+    settings = grouped(lines, lambda line: (line["sampler"], line["steps"])).values()
     best = [max(group, key=lambda line: line[METRIC]) for group in settings]
     groups: list[list[Line]] = []
     for line in sorted(best, key=lambda line: line["seconds"]):
