@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vsr_lightning.evaluation.results import CONDITION
+from vsr_lightning.conditions import CONDITION
 
 SETTING = {
     "factor": 8,

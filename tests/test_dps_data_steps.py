@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_dps import SHAPE, SIZE, GaussianPrior, noise_source, normal, replay, seen
 
-from vsr_lightning.config import UserError
+from vsr_lightning.errors import UserError
 from vsr_lightning.inference.dps_data_steps import dps_data_steps_sample
 from vsr_lightning.models.schedule import LinearSchedule
 

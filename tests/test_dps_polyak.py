@@ -8,7 +8,7 @@ import torch
 from test_dps import SHAPE, SIZE, CurvedPrior, GaussianPrior, first_frame, noise_source, normal, replay, seen
 from torch import Tensor
 
-from vsr_lightning.config import UserError
+from vsr_lightning.errors import UserError
 from vsr_lightning.inference.ancestral import ancestral_sample
 from vsr_lightning.inference.dps import dps_sample
 from vsr_lightning.inference.dps_polyak import dps_polyak_sample

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from vsr_lightning.conditions import widths
 from vsr_lightning.config import load_config
 from vsr_lightning.data.clips import ClipDataModule
-from vsr_lightning.evaluation.grid import degradations, grid_items, sampler_sections, widths
+from vsr_lightning.evaluation.grid import degradations, grid_items, sampler_sections
 from vsr_lightning.models.prior import Prior
 from vsr_lightning.models.vae import VAE
 from vsr_lightning.targets import build
@@ -47,7 +48,7 @@ def test_sampling_builds_with_and_without_gpu(path):
         if experiment.degradation:
             degradation = build(experiment.degradation, "degradation")
             for variant in degradations(experiment.grid, degradation):
-                sigma_h = widths(experiment.grid, variant)
+                sigma_h = widths(experiment.grid, variant.factor, variant.kernel)
                 operator = variant.operator(sigma_h, SIZE, SIZE)
                 assert operator.A_v.shape == (len(sigma_h), SIZE // variant.factor, SIZE)
         samplers = sampler_sections(experiment) if experiment.sampler or experiment.grid.sampler else {}

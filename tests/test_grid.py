@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from vsr_lightning.conditions import Item
 from vsr_lightning.config import load_config
 from vsr_lightning.data.clips import to_video
 from vsr_lightning.degradation.downsample import Downsample
 from vsr_lightning.errors import UserError
 from vsr_lightning.evaluation.grid import (
     GridDataset,
-    Item,
     batches_of_rank,
     first_look,
     frames_of,

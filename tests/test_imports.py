@@ -9,12 +9,22 @@ PACKAGE = Path(__file__).parents[1] / "vsr_lightning"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 RUN = ("provenance", "processes", "wandb_logger", "runs")  # what commands that make a run share
-FREE = ("averages", "config", "errors", "experiment", "files", "metrics", "targets")  # for all but each other
+FREE = (
+    "averages",
+    "conditions",
+    "config",
+    "errors",
+    "experiment",
+    "files",
+    "metrics",
+    "targets",
+)  # for all but each other
 # Who may import whom, beside itself and FREE.
 ARROWS = {
     "averages": set(),
     "errors": set(),
     "metrics": set(),
+    "conditions": {"errors", "experiment"},
     "experiment": {"errors"},
     "targets": {"errors"},
     "config": {"errors", "experiment", "targets"},

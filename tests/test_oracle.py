@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from vsr_lightning.__main__ import main
+from vsr_lightning.conditions import Item
 from vsr_lightning.config import load_config, to_yaml
 from vsr_lightning.data.clips import stack
 from vsr_lightning.data.moving_mnist import MovingMNIST
 from vsr_lightning.degradation.downsample import Downsample
 from vsr_lightning.errors import UserError
-from vsr_lightning.evaluation.grid import Item
 from vsr_lightning.evaluation.oracle import oracle, restore
 from vsr_lightning.evaluation.results import read_table
 from vsr_lightning.metrics import psnr

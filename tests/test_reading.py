@@ -8,7 +8,7 @@ import pytest
 from damage import DAMAGES
 from result_rows import item, mean_of
 
-from vsr_lightning.evaluation.results import CONDITION
+from vsr_lightning.conditions import CONDITION
 from vsr_lightning.figures.reading import (
     curve,
     grouped,

@@ -32,6 +32,22 @@ def test_the_grid_is_counted_as_the_sweep_lists_it(name):
     assert grid_size(config) == len(grid_items(experiment.grid, sampler_sections(experiment), operator))
 
 
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, 8 * 10 * 20),
+        ({"grid": {"of_a_later_version": [1, 2]}}, 8 * 10),  # all else is left out: one number of frames in one order
+        ({"grid": {"sigma_h": [0.0, 1.0]}}, 8 * 10 * 2),
+        ({"grid": {"sigma_h": [0.0, 1.0]}, "degradation": {"kernel": "box"}}, 8 * 10),
+        ({"grid": {"sampler": ["a", "b"], "steps": [10, 20]}, "samplers": {}}, 8 * 10 * 2 * 2),
+        ({"grid": {"order": ["backwards"]}}, None),  # no sweep takes it
+    ],
+)
+def test_the_grid_of_any_config_is_counted(change, expected):
+    _, config = as_written("moving_mnist/sweep_frames", "full=true")
+    assert grid_size(config | change) == expected
+
+
 def test_a_config_without_a_grid_says_nothing():
     assert grid_size({"name": "a"}) is None
     assert configured({"name": "a"}) == {}

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from result_rows import SETTING, item, mean_of
 
+from vsr_lightning.conditions import CONDITION
 from vsr_lightning.errors import UserError
 from vsr_lightning.evaluation.results import (
     COLUMNS,
-    CONDITION,
     RowWriter,
     column_mean,
     item_key,

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
+from vsr_lightning.conditions import ITEM
+
 Item = tuple[Any, ...]  # what tells restorations apart; begins with the video
 
 
@@ -24,7 +26,7 @@ def mean_and_error(values: Iterable[tuple[Any, float]]) -> tuple[float, float, i
 
 def item_scores(rows: Iterable[Mapping[str, Any]], column: str, also: Sequence[str] = ()) -> dict[Item, float]:
     """A measured column by video, noise instance and the columns `also`."""
-    return {tuple(row[name] for name in ("video", "noise", *also)): float(row[column]) for row in rows}
+    return {tuple(row[name] for name in (*ITEM, *also)): float(row[column]) for row in rows}
 
 
 def paired_difference(scores: Mapping[Item, float], reference: Mapping[Item, float]) -> tuple[float, float, int]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vsr_lightning.conditions import has_width
 from vsr_lightning.errors import UserError
 
 KERNELS = ("gaussian", "box", "bicubic")
@@ -56,7 +57,7 @@ class Downsample:
     @property
     def has_width(self) -> bool:
         """Whether `sigma_h` means anything; without a width it is 0."""
-        return self.kernel == "gaussian"
+        return has_width(self.kernel)
 
     @property
     def phase(self) -> float:

@@ -10,9 +10,10 @@ from statistics import median
 import yaml
 
 from vsr_lightning import processes, provenance
+from vsr_lightning.conditions import CONDITION, Item
 from vsr_lightning.errors import UserError
 from vsr_lightning.evaluation import results
-from vsr_lightning.evaluation.grid import Item, batches_of_rank, first_look
+from vsr_lightning.evaluation.grid import batches_of_rank, first_look
 from vsr_lightning.evaluation.inventory import take_inventory
 from vsr_lightning.evaluation.job import Job, Row, prepare
 from vsr_lightning.experiment import Experiment
@@ -46,7 +47,7 @@ def _table(job: Job, missing: list[Item]) -> str:
     """One line a condition: what varies, and how many of its items are done and missing."""
     total = Counter(results.condition_key(job.to_row(item)) for item in job.items)
     left = Counter(results.condition_key(job.to_row(item)) for item in missing)
-    conditions = [dict(zip(results.CONDITION, key, strict=True)) for key in total]
+    conditions = [dict(zip(CONDITION, key, strict=True)) for key in total]
     varying = results.varying_columns(conditions)
     lines = [[*varying, "done", "missing"]]
     for key, condition in zip(total, conditions, strict=True):

@@ -1,15 +1,15 @@
 """A sweep as a dataset: one item for each clip, noise instance and condition."""
 
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vsr_lightning.conditions import Item, items_of, operators
 from vsr_lightning.data.clips import to_video
 from vsr_lightning.degradation.downsample import Downsample
 from vsr_lightning.degradation.frame_mask import frame_mask, observed_frames
@@ -18,61 +18,28 @@ from vsr_lightning.experiment import Experiment, Grid
 from vsr_lightning.inference.lit_vsr import ObservationBatch
 from vsr_lightning.targets import check_target
 
-
-@dataclass(frozen=True)
-class Item:
-    """One restoration to make."""
-
-    factor: int
-    kernel: str
-    num_frames: int
-    order: str
-    sigma_h: float
-    sigma_y: float
-    sampler: str
-    steps: int
-    zeta: float
-    video: int
-    noise: int
-
-    @property
-    def batch_key(self) -> tuple[str, int, int, str]:
-        """What the items of a batch have in common: the sampler, its steps, and the operator but for its width."""
-        return self.sampler, self.steps, self.factor, self.kernel
-
-
 Sample = tuple[Item, Tensor]  # an item and its clip, uint8 (F, H, W, C)
 
 
 def degradations(grid: Grid, degradation: Downsample) -> list[Downsample]:
-    """The operator at each factor and kernel of the grid.
-
-    Raises:
-        UserError: there is no such operator, or several widths are listed for kernels that have none.
-    """
-    variants = [
+    """The operator at each factor and kernel of the grid. Raises UserError if there is no such operator."""
+    return [
         replace(degradation, factor=factor, kernel=kernel)
-        for factor in grid.factor or [degradation.factor]
-        for kernel in grid.kernel or [degradation.kernel]
+        for factor, kernel in operators(grid, degradation.factor, degradation.kernel)
     ]
-    if not any(variant.has_width for variant in variants):
-        for name in ("sigma_h", "sigma_h_per_factor"):
-            if len(getattr(grid, name)) > 1:
-                kernels = ", ".join(dict.fromkeys(variant.kernel for variant in variants))
-                raise UserError(
-                    f"grid.{name}: {getattr(grid, name)} for kernels without a width ({kernels}); "
-                    "add gaussian to grid.kernel, or give one number"
-                )
-    return variants
 
 
-def widths(grid: Grid, degradation: Downsample) -> list[float]:
-    """`sigma_h` of an operator's conditions, HR pixels."""
-    if not degradation.has_width:
-        return [0.0]
-    if grid.sigma_h_per_factor:
-        return [ratio * degradation.factor for ratio in grid.sigma_h_per_factor]
-    return [float(sigma_h) for sigma_h in grid.sigma_h]
+def _check_widths(grid: Grid, variants: Sequence[Downsample]) -> None:
+    """Raise UserError if several widths are listed, and no kernel has one."""
+    if any(variant.has_width for variant in variants):
+        return
+    for name in ("sigma_h", "sigma_h_per_factor"):
+        if len(getattr(grid, name)) > 1:
+            kernels = ", ".join(dict.fromkeys(variant.kernel for variant in variants))
+            raise UserError(
+                f"grid.{name}: {getattr(grid, name)} for kernels without a width ({kernels}); "
+                "add gaussian to grid.kernel, or give one number"
+            )
 
 
 def sampler_sections(experiment: Experiment) -> dict[str, dict[str, Any]]:
@@ -87,31 +54,13 @@ def sampler_sections(experiment: Experiment) -> dict[str, dict[str, Any]]:
 
 
 def grid_items(grid: Grid, samplers: Mapping[str, dict[str, Any]], degradation: Downsample) -> list[Item]:
-    """Every combination of the grid's lists, videos and noise instances; what can share a batch lies side by side.
+    """The items of a grid; what can share a batch lies side by side.
 
     `samplers` (see `sampler_sections`) and `degradation` say what lists that are empty leave open. Raises UserError.
     """
-    settings = [setting for name, section in samplers.items() for setting in _settings(grid, name, section)]
-    conditions = itertools.product(settings, degradations(grid, degradation), grid.num_frames, grid.order, grid.sigma_y)
-    items = [
-        Item(d.factor, d.kernel, frames, order, sigma_h, float(sigma_y), *setting, video, noise)
-        for setting, d, frames, order, sigma_y in conditions
-        for sigma_h in widths(grid, d)
-        for video in range(grid.videos)
-        for noise in range(grid.noises)
-    ]
+    _check_widths(grid, degradations(grid, degradation))
+    items = items_of(grid, samplers, degradation.factor, degradation.kernel)
     return sorted(items, key=_batch_order(items))
-
-
-def _settings(grid: Grid, name: str, section: Mapping[str, Any]) -> list[tuple[str, int, float]]:
-    """Name, steps and zeta of each way in which a sampler is used."""
-    for key in ("steps", "zeta"):
-        if not getattr(grid, key) and key not in section:
-            raise UserError(f"sampler.{key}: missing for {name}; the sweep needs a number, or the list grid.{key}")
-    if not grid.zeta and not 0 <= section["zeta"] < math.inf:
-        raise UserError(f"sampler.zeta: {section['zeta']} of {name} is negative or not finite")
-    zetas = [float(zeta) for zeta in grid.zeta or [section["zeta"]]]
-    return [(name, steps, zeta) for steps in grid.steps or [section["steps"]] for zeta in zetas]
 
 
 def _batch_order(items: Sequence[Item]) -> Callable[[Item], int]:

@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vsr_lightning import processes, runs
+from vsr_lightning.conditions import Item, widths
 from vsr_lightning.data.clips import ClipDataModule
 from vsr_lightning.degradation.downsample import Downsample
 from vsr_lightning.errors import UserError
 from vsr_lightning.evaluation import results
-from vsr_lightning.evaluation.grid import Item, degradations, grid_items, row_maker, sampler_sections, widths
+from vsr_lightning.evaluation.grid import degradations, grid_items, row_maker, sampler_sections
 from vsr_lightning.evaluation.inventory import Inventory
 from vsr_lightning.experiment import Experiment, Grid
 from vsr_lightning.inference.dps import Observation
@@ -96,7 +97,7 @@ def prepare(experiment: Experiment, launched: bool = True) -> Job:
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
     for variant in degradations(experiment.grid, degradation):
-        variant.operator(widths(experiment.grid, variant), *prior.video_shape[-2:])
+        variant.operator(widths(experiment.grid, variant.factor, variant.kernel), *prior.video_shape[-2:])
     fixed = _fixed_columns(experiment, datamodule, prior)
     _check_keys(items, row_maker(fixed), experiment.grid)
     inputs = {key: fixed[key] for key in ("prior", "dataset")}

@@ -15,11 +15,12 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from vsr_lightning import files, provenance, runs
+from vsr_lightning.conditions import CONDITION, Item
 from vsr_lightning.data.clips import ClipDataModule, to_video
 from vsr_lightning.degradation.downsample import Downsample
 from vsr_lightning.errors import UserError
 from vsr_lightning.evaluation import results
-from vsr_lightning.evaluation.grid import Item, frames_of, grid_items, observation_batch, row_maker, sampler_sections
+from vsr_lightning.evaluation.grid import frames_of, grid_items, observation_batch, row_maker, sampler_sections
 from vsr_lightning.evaluation.job import check_videos
 from vsr_lightning.experiment import Experiment
 from vsr_lightning.inference.known_motion import DigitMixture, fit_digits, sample_with_known_motion
@@ -55,7 +56,7 @@ def oracle(experiment: Experiment) -> Path:
     }
     rows, means = measure(items, clips, degradation, mixture, fixed)
     folder.mkdir(parents=True, exist_ok=True)
-    results.write_csv(folder / "oracle.csv", results.summarise(rows, means), first=(*results.CONDITION, "n"))
+    results.write_csv(folder / "oracle.csv", results.summarise(rows, means), first=(*CONDITION, "n"))
     files.write_json(folder / "oracle.json", {"command": provenance.command_line(), **provenance.describe_machine()})
     return folder / "oracle.csv"
 

@@ -16,15 +16,11 @@ from typing import Any, Self
 
 from vsr_lightning import files
 from vsr_lightning.averages import mean_and_error
+from vsr_lightning.conditions import CONDITION, ITEM
 from vsr_lightning.errors import UserError
 
 Row = dict[str, Any]
 
-CONDITION = (
-    *("factor", "kernel", "num_frames", "order", "sigma_h", "sigma_y"),
-    *("sampler", "steps", "zeta", "seed", "prior", "dataset"),
-)
-ITEM = ("video", "noise")
 # Of a file that is damaged: the same command makes what is missing.
 COUNTS_AS_MISSING = "what only this file held counts as missing; it may be deleted"
 MEASURED = ("psnr_first", "psnr_mean", "ssim_mean", "residual_rms", "seconds")

@@ -19,10 +19,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from vsr_lightning import processes, runs, wandb_logger
+from vsr_lightning.conditions import CONDITION, Item
 from vsr_lightning.data.clips import to_uint8, to_video
 from vsr_lightning.errors import UserError
 from vsr_lightning.evaluation import results, videos, wandb_run
-from vsr_lightning.evaluation.grid import GridDataset, Item, batches_of_rank, first_look, frames_of
+from vsr_lightning.evaluation.grid import GridDataset, batches_of_rank, first_look, frames_of
 from vsr_lightning.evaluation.inventory import Inventory, take_inventory
 from vsr_lightning.evaluation.job import Job, prepare
 from vsr_lightning.experiment import Experiment
@@ -318,7 +319,7 @@ def measure_means(folder: Path, rows: list[Row], clips: Dataset[Tensor]) -> list
         samples = np.stack([restored[results.item_key(row)] for row in members]).astype(np.float32)
         mean = to_video(torch.from_numpy(samples.mean(axis=0)))[None]
         measured = scores(mean, to_video(clips[video])[None])
-        condition = {column: members[0][column] for column in results.CONDITION}
+        condition = {column: members[0][column] for column in CONDITION}
         of_mean = {f"{name}_of_mean": value.item() for name, value in measured.items()}
         means.append({**condition, "video": video, **of_mean, "n_samples": len(members)})
     return means

@@ -21,8 +21,8 @@ import numpy as np
 from PIL import Image
 
 from vsr_lightning import files
+from vsr_lightning.conditions import CONDITION
 from vsr_lightning.evaluation.results import (
-    CONDITION,
     COUNTS_AS_MISSING,
     Row,
     item_key,

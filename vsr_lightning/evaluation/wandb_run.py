@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vsr_lightning import files, wandb_logger
-from vsr_lightning.evaluation.results import CONDITION, Row, normalise, read_table
+from vsr_lightning.conditions import CONDITION, FRAMES, without
+from vsr_lightning.evaluation.results import Row, normalise, read_table
 from vsr_lightning.evaluation.videos import read_clips, write_gif
 from vsr_lightning.experiment import Experiment
 
@@ -128,9 +129,7 @@ def log_curves(run: Any, summary: Sequence[Row]) -> None:
 def _labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The order of frames, preceded by whatever else differs between `rows`: "sigma_h=2/random"."""
     differing = [
-        column
-        for column in CONDITION
-        if column not in ("num_frames", "order") and len({normalise(row.get(column)) for row in rows}) > 1
+        column for column in without(CONDITION, *FRAMES) if len({normalise(row.get(column)) for row in rows}) > 1
     ]
     settings = [[f"{column}={row[column]}".replace("/", "_") for column in differing] for row in rows]
     return ["/".join([*setting, row["order"]]) for setting, row in zip(settings, rows, strict=True)]

@@ -16,6 +16,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from vsr_lightning.averages import Item, paired_difference
+from vsr_lightning.conditions import CONDITION, OPERATOR, without
 from vsr_lightning.figures.drawing import (
     against_frames,
     annotate,
@@ -43,7 +44,7 @@ from vsr_lightning.figures.reading import (
 from vsr_lightning.files import write_table
 
 METRIC = "psnr_first"
-SETTING = ("prior", "dataset", "seed", "order", "sigma_y", "sampler", "steps", "zeta")
+SETTING = without(CONDITION, *OPERATOR, "num_frames")
 COLOURS = colormaps["viridis"]
 CONVERGENCE = (
     *("factor", "num_frames", "sharpest", "blurriest", "spread", "spread_se", "spread_oracle"),

@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from vsr_lightning.conditions import OPERATOR
 from vsr_lightning.figures.drawing import (
     annotate,
     frame_psnr,
@@ -33,8 +34,8 @@ from vsr_lightning.figures.drawing import (
 from vsr_lightning.figures.reading import Row, grouped, mean_of, read_clips, read_means, read_ok_rows
 from vsr_lightning.files import write_table, write_text
 
+# The other columns of a condition, in the order of the table.
 SETTING = ("dataset", "prior", "sampler", "steps", "zeta", "sigma_y", "num_frames", "order", "seed")
-OPERATOR = ("factor", "kernel", "sigma_h")
 METHODS = {"bicubic upsampling": "_bicubic", "ours, one sample": "", "VAE reconstruction (ceiling)": "_vae"}
 # Columns of the table, and those of the rows that they are from.
 SCORES = {"psnr": "psnr_mean", "ssim": "ssim_mean", "temporal_error": "temporal_error"}

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from vsr_lightning.averages import Item, item_scores, paired_difference
+from vsr_lightning.conditions import CONDITION, FRAMES, without
 from vsr_lightning.figures.drawing import (
     against_frames,
     annotate,
@@ -49,7 +50,7 @@ METRIC = "psnr_first"
 ORDERS = {"sequential": ("tab:blue", "o"), "random": ("tab:red", "s")}  # colours as in the paper
 BASELINES = {"psnr_first_bicubic": "bicubic", "psnr_first_vae": "VAE reconstruction"}
 # What one curve, or one column of pictures, has in common.
-SETTING = ("prior", "dataset", "factor", "kernel", "sigma_h", "sigma_y", "sampler", "steps", "zeta", "seed")
+SETTING = without(CONDITION, *FRAMES)
 PAIRED = ("num_frames", "psnr_first_difference", "psnr_first_difference_se", "videos")  # columns of paired.csv
 MAX_RESTORATIONS = 6
 

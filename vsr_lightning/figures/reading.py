@@ -13,13 +13,12 @@ import h5py
 
 from vsr_lightning import files
 from vsr_lightning.averages import mean_and_error
+from vsr_lightning.conditions import ITEM, NUMBERS, OPERATOR, TEXTS
 
 Row = Mapping[str, Any]
 Key = TypeVar("Key")
 
 REMAKE = "repeat the sweep's command, which makes it anew, or remove the file"  # of a file that is damaged
-NUMBERS = ("video", "factor", "num_frames", "sigma_h", "sigma_y", "steps", "zeta", "seed")
-TEXTS = ("kernel", "order", "sampler", "prior", "dataset")
 SCORES = ("psnr", "ssim", "temporal_error", "seconds")  # how measured columns begin; they may be empty
 CLIP_ARRAYS = ("observed", "restored", "truth", "frames", "bicubic")
 
@@ -34,7 +33,7 @@ def read_ok_rows(path: Path) -> list[dict[str, str]]:
     rows = read_table(path)
     with files.reading(path, REMAKE):
         ok = [row for row in rows if row["status"] == "ok"]
-        _check_cells(ok, numbers=(*NUMBERS, "noise", "psnr_first"))
+        _check_cells(ok, numbers=(*ITEM, "psnr_first"))
     return ok
 
 
@@ -42,7 +41,7 @@ def read_means(path: Path) -> list[dict[str, str]]:
     """Rows of `means.csv`, cells as text; none if there is no file. Raises DamagedFile."""
     rows = read_table(path)
     with files.reading(path, REMAKE):
-        _check_cells(rows, numbers=(*NUMBERS, "n_samples"))
+        _check_cells(rows, numbers=("video", "n_samples"))
     return rows
 
 
@@ -50,15 +49,15 @@ def read_oracle(path: Path) -> list[dict[str, str]]:
     """Conditions of `oracle.csv`, cells as text; none if there is no file. Raises DamagedFile."""
     rows = read_table(path)
     with files.reading(path, REMAKE.replace("sweep's", "oracle's")):
-        _check_cells(rows, numbers=(*NUMBERS[1:], "psnr_first"))  # a condition has no video
+        _check_cells(rows, numbers=("psnr_first",))
     return rows
 
 
 def _check_cells(rows: Iterable[Row], numbers: Iterable[str]) -> None:
-    """Raise KeyError or ValueError unless rows say what they were measured under, and numbers can be read as such."""
+    """Raise KeyError or ValueError unless rows have a condition and `numbers`, and numbers can be read as such."""
     for row in rows:
         scores = [column for column in row if column.startswith(SCORES) and row[column]]
-        for column in (*numbers, *scores):
+        for column in (*NUMBERS, *numbers, *scores):
             float(row[column])
         for column in TEXTS:
             row[column]
@@ -66,7 +65,7 @@ def _check_cells(rows: Iterable[Row], numbers: Iterable[str]) -> None:
 
 def of_same_observation(rows: Iterable[Row], like: Row) -> list[Row]:
     """Those rows whose clips were degraded as those of the row `like`, whatever frames were observed of them."""
-    columns = ("dataset", "seed", "factor", "kernel", "sigma_h", "sigma_y")
+    columns = ("dataset", "seed", *OPERATOR, "sigma_y")
     return [row for row in rows if all(str(row[column]) == str(like[column]) for column in columns)]
 
 
@@ -85,7 +84,7 @@ def read_clips(path: Path) -> list[dict[str, Any]]:
                 | {name: group[name][()] for name in CLIP_ARRAYS if name in group or name != "bicubic"}
                 for group in file.values()
             ]
-        _check_cells(clips, numbers=NUMBERS)
+        _check_cells(clips, numbers=("video",))
     return clips
 
 

@@ -3,11 +3,12 @@
 By `meta.json` (command, code, machine), by `config.yaml` (grid, samplers, degradation), and by the rows themselves.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vsr_lightning.conditions import items_of
+from vsr_lightning.errors import UserError
 from vsr_lightning.experiment import Grid
 from vsr_lightning.figures.drawing import plural
 from vsr_lightning.figures.reading import Row
@@ -17,17 +18,18 @@ Section = Mapping[str, Any]
 
 
 def grid_size(config: Section) -> int | None:
-    """How many restorations a `config.yaml` asks for, as `evaluation.grid` lists them; None if it has no grid."""
+    """How many restorations a `config.yaml` asks for; None if it has no grid, or one that no sweep would take."""
     if not config.get("grid"):
         return None
-    grid = vars(Grid()) | config["grid"]
+    known = vars(Grid())
+    try:
+        grid = Grid(**{key: value for key, value in config["grid"].items() if key in known})
+    except UserError:
+        return None
     degradation = config.get("degradation") or {}
-    widths = len(grid["sigma_h_per_factor"] or grid["sigma_h"])
-    kernels = grid["kernel"] or [degradation.get("kernel", "gaussian")]
-    operators = sum(widths if kernel == "gaussian" else 1 for kernel in kernels)
-    lists = [len(grid[name]) for name in ("num_frames", "order", "sigma_y")]
-    lists += [len(grid[name]) or 1 for name in ("factor", "sampler", "steps", "zeta")]  # empty: one, of a section
-    return math.prod([*lists, operators, grid["videos"], grid["noises"]])
+    # How many there are does not depend on what sections say of steps, zeta and factor.
+    samplers = {name: {"steps": 0, "zeta": 0.0} for name in grid.sampler or ["sampler"]}
+    return len(items_of(grid, samplers, factor=1, kernel=degradation.get("kernel", "gaussian")))
 
 
 def overview(results: Sequence[Row] | None, summary: Sequence[Row], planned: int | None) -> str:

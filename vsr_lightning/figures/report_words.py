@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
+from vsr_lightning.conditions import CONDITION, FRAMES, without
+
 # What runs differ in, in the order in which the page names it.
-SETTINGS = (
-    *("num_frames", "order", "factor", "kernel", "sigma_h", "sigma_y", "sampler", "steps", "zeta"),
-    *("seed", "prior", "dataset"),
-)
+SETTINGS = (*FRAMES, *without(CONDITION, *FRAMES))
 # How columns are called; others keep their name.
 LABELS = {
     "num_frames": "observed frames",

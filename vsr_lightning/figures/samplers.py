@@ -18,14 +18,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from vsr_lightning.averages import item_scores, paired_difference
+from vsr_lightning.conditions import OBSERVATION, SAMPLING, TEXTS
 from vsr_lightning.figures.drawing import counts, operator, plural, save, short, source
 from vsr_lightning.figures.reading import Row, grouped, mean_of, read_means, read_ok_rows
 from vsr_lightning.files import write_table
 
 METRIC = "psnr_first"
-OBSERVATION = ("factor", "kernel", "num_frames", "order", "sigma_h", "sigma_y")
 COLUMNS = (
-    *(*OBSERVATION, "sampler", "steps", "zeta", "seconds", METRIC, f"{METRIC}_se", f"{METRIC}_of_mean"),
+    *(*OBSERVATION, *SAMPLING, "seconds", METRIC, f"{METRIC}_se", f"{METRIC}_of_mean"),
     *("difference", "difference_se", "videos"),
 )
 SAME_TIME = 1.2  # ratio of seconds, below which settings are drawn as a group
@@ -91,7 +91,7 @@ def _compare_settings(rows: Iterable[Row], means: Iterable[Row]) -> list[dict[st
 
 
 def observation_of(row: Row) -> tuple:
-    return tuple(row[name] if name in ("kernel", "order") else float(row[name]) for name in OBSERVATION)
+    return tuple(row[name] if name in TEXTS else float(row[name]) for name in OBSERVATION)
 
 
 def setting_of(row: Row) -> Setting:
