@@ -16,7 +16,7 @@ from vsr_lightning import runs, wandb_logger
 from vsr_lightning.__main__ import COMMANDS, main
 from vsr_lightning.config import load_config
 from vsr_lightning.data import digits
-from vsr_lightning.errors import UserError
+from vsr_lightning.errors import NothingRestored, UserError
 from vsr_lightning.targets import build
 
 ROOT = Path(__file__).parents[1]
@@ -88,6 +88,30 @@ def test_a_sweep_ends_in_tables_and_is_not_repeated(experiment, capfd):
     assert load_config(folder / "config.yaml") == load_config(experiment)
     assert main(["sweep", str(experiment)]) == 0
     assert (folder / "rows/rank-0.jsonl").read_bytes() == rows
+
+
+@pytest.mark.parametrize("command", ["sweep", "evaluate"])
+def test_a_sweep_in_which_everything_failed_is_an_error(experiment, capfd, command):
+    """The square of so much noise overflows float32. What was written stands."""
+    arguments = [command, str(experiment), "grid.sigma_y=[3e18]", "grid.noises=2"]
+    assert main(arguments) == 1
+    printed = capfd.readouterr()
+    folder = experiment.parent / "runs" / "tiny"
+    reason = "non-finite at step 0 with zeta 1"
+    assert f"{folder}: 0 of 2 restorations, 2 failed ({reason}); " in printed.out
+    assert printed.err.splitlines() == [
+        f"error: {folder}: all restorations failed ({reason}); the same command tries them again"
+    ]
+    assert (folder / "summary.csv").exists()
+    with pytest.raises(NothingRestored):
+        main([*arguments, "--debug"])
+
+
+def test_a_sweep_in_which_something_was_restored_is_none(experiment, capfd):
+    assert main(["sweep", str(experiment), "grid.sigma_y=[0.02,3e18]"]) == 0
+    printed = capfd.readouterr()
+    assert "1 of 2 restorations, 1 failed" in printed.out
+    assert "error" not in printed.err
 
 
 def test_an_evaluation_is_a_sweep_that_either_command_finishes(experiment, capfd):

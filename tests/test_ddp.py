@@ -49,7 +49,7 @@ sys.exit(main(sys.argv[1:]))
 
 def run_two(*command):
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, *command, *CPU, "trainer.devices=2"],
         cwd=ROOT,
         env=env,
@@ -57,6 +57,10 @@ def run_two(*command):
         text=True,
         timeout=300,
     )
+
+
+def output_of_two(*command):
+    done = run_two(*command)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -68,7 +72,7 @@ def rows_by_rank(folder):
 def test_a_sweep_by_two_processes_has_the_rows_of_one(tiny_prior, tmp_path):
     overrides = [*SWEEP, f"prior={tiny_prior}", f"runs_dir={tmp_path}", "grid.order=[random]", "trainer.batch_size=2"]
     path = EXPERIMENTS / "sweep_frames.yaml"
-    run_two("-m", "vsr_lightning", "sweep", str(path), *overrides, "name=two", "full=true")
+    output_of_two("-m", "vsr_lightning", "sweep", str(path), *overrides, "name=two", "full=true")
     by_rank = rows_by_rank(tmp_path / "two")
     assert [len(rows) for rows in by_rank] == [4, 2]
     two = {results.item_key(row): row for rows in by_rank for row in rows}
@@ -91,9 +95,18 @@ def test_a_sweep_by_two_processes_has_the_rows_of_one(tiny_prior, tmp_path):
 def test_fewer_items_than_processes(tiny_prior, tmp_path):
     overrides = [*SWEEP, f"prior={tiny_prior}", f"runs_dir={tmp_path}", "grid.videos=1", "grid.num_frames=[2]"]
     path = EXPERIMENTS / "sweep_frames.yaml"
-    out = run_two("-m", "vsr_lightning", "sweep", str(path), *overrides, "grid.order=[sequential]", "full=true")
+    out = output_of_two("-m", "vsr_lightning", "sweep", str(path), *overrides, "grid.order=[sequential]", "full=true")
     assert "1 of 1 restorations" in out
     assert [row["status"] for row in results.read_rows(tmp_path / "frame_count")] == ["ok"]
+
+
+def test_a_sweep_in_which_everything_failed_is_one_error_of_all_processes(tiny_prior, tmp_path):
+    overrides = [*SWEEP, f"prior={tiny_prior}", f"runs_dir={tmp_path}", "grid.num_frames=[2]", "grid.order=[random]"]
+    path = EXPERIMENTS / "sweep_frames.yaml"
+    done = run_two("-m", "vsr_lightning", "sweep", str(path), *overrides, "full=true", "grid.sigma_y=[3e18]")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stderr.count("error: ") == done.stderr.count("all restorations failed") == 1
+    assert (tmp_path / "frame_count" / "summary.csv").exists()
 
 
 @pytest.mark.soak
@@ -117,17 +130,17 @@ def test_training_by_two_processes_stops_and_goes_on_with_equal_weights(tmp_path
     command = [str(script), "train", str(EXPERIMENTS / "vae.yaml"), *VAE, f"runs_dir={tmp_path / 'runs'}"]
     folder = tmp_path / "runs" / "moving_mnist_vae"
 
-    out = run_two(*command, "trainer.max_minutes=1e-9")
+    out = output_of_two(*command, "trainer.max_minutes=1e-9")
     assert "stopped at step 10" in out
     first = weights_of_ranks(folder)
-    run_two(*command)
+    output_of_two(*command)
     second = weights_of_ranks(folder)
     assert any(not torch.equal(value, first[name]) for name, value in second.items())
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert (checkpoint["global_step"], checkpoint["devices"]) == (12, 2)
     assert (folder / "prior" / "card.yaml").exists()
 
-    run_two(*command, "name=straight")
+    output_of_two(*command, "name=straight")
     straight = weights_of_ranks(folder.with_name("straight"))
     for name, value in second.items():
         torch.testing.assert_close(value, straight[name], msg=name)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from vsr_lightning.config import load_config, to_yaml
-from vsr_lightning.errors import UserError
+from vsr_lightning.errors import NothingRestored, UserError
 from vsr_lightning.experiment import Experiment
 from vsr_lightning.files import DISK_FULL
 
@@ -27,7 +27,8 @@ USES_GRID = ("sweep", "evaluate", "figures", "ablate")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0, 130 when interrupted, or 2 for a mistake of the user's.
+    """Run one command. Returns the exit code: 0, 1 for a sweep in which everything failed, 2 for a mistake of the
+    user's, or 130 when interrupted.
 
     Other than 0, after one line on stderr.
     """
@@ -48,11 +49,11 @@ def main(arguments: list[str] | None = None) -> int:
             ablate(experiment, options.experiment, options.overrides)
         else:
             run(options.command, experiment, options.limit, options.dry_run)
-    except UserError as error:
+    except (UserError, NothingRestored) as error:
         if options.debug:
             raise
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, UserError) else 1
     except OSError as error:  # no permission, no space, a file where a folder should be
         if options.debug:
             raise
@@ -90,9 +91,9 @@ def run(command: str, experiment: Experiment, limit: int | None = None, dry: boo
 
             print(dry_run(experiment, limit))
             return
-        from vsr_lightning.evaluation.run import sweep
+        from vsr_lightning.evaluation.run import check_restored, sweep
 
-        sweep(experiment, limit)
+        check_restored(sweep(experiment, limit))
     elif command == "oracle":
         from vsr_lightning.evaluation.oracle import oracle
 

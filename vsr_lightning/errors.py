@@ -10,6 +10,10 @@ class UserError(Exception):
     """A mistake of the user's making: one line on stderr naming the file or key and the way out, exit code 2."""
 
 
+class NothingRestored(Exception):
+    """Every restoration of a sweep failed: one line on stderr, exit code 1."""
+
+
 def suggestion(name: str, known: Iterable[object]) -> str:
     """The end of a message about a name that is not `known`: the nearest one that is, else all of them."""
     names = sorted(map(str, known))

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from vsr_lightning import processes, runs, wandb_logger
 from vsr_lightning.conditions import CONDITION, Item
 from vsr_lightning.data.clips import to_uint8, to_video
-from vsr_lightning.errors import UserError
+from vsr_lightning.errors import NothingRestored, UserError
 from vsr_lightning.evaluation import results, videos, wandb_run
 from vsr_lightning.evaluation.grid import GridDataset, batches_of_rank, first_look, frames_of
 from vsr_lightning.evaluation.inventory import Inventory, take_inventory
@@ -284,16 +284,32 @@ def _make_logger(job: Job, folder: Path) -> Any:
 
 def _progress(rows: list[Row], total: int) -> str:
     """How much of a sweep is done, what failed, and what the same command would do."""
-    reasons = Counter(row["status"] for row in rows if row["status"] != "ok")
-    failed = reasons.total()
-    told, does = f"{len(rows) - failed} of {total} restorations", []
+    failed = [row for row in rows if row["status"] != "ok"]
+    told, does = f"{len(rows) - len(failed)} of {total} restorations", []
     if len(rows) < total:
         does.append("goes on")
     if failed:
-        (reason, count), *others = reasons.most_common()
-        told += f", {failed} failed ({f'{count} of them: ' if others else ''}{reason})"
+        told += f", {len(failed)} failed ({_reason(failed)})"
         does.append("tries them again")
     return f"{told}; the same command {' and '.join(does)}" if does else told
+
+
+def _reason(failed: list[Row]) -> str:
+    """Why restorations failed; of several reasons the most frequent one, and how often."""
+    (reason, count), *others = Counter(row["status"] for row in failed).most_common()
+    return f"{count} of them: {reason}" if others else reason
+
+
+def check_restored(folder: Path) -> None:
+    """Raise NothingRestored if every restoration in a run folder failed.
+
+    Only in the first process: the others leave it to tell, and it would be stopped when one of them ends in an error.
+    """
+    if runs.rank() != 0:
+        return
+    rows = results.read_rows(folder)
+    if rows and all(row["status"] != "ok" for row in rows):
+        raise NothingRestored(f"{folder}: all restorations failed ({_reason(rows)}); the same command tries them again")
 
 
 def make_figures(experiment: Experiment, folder: Path) -> list[Path]:
