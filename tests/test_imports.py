@@ -21,7 +21,7 @@ FREE = (
 )  # for all but each other
 # Who may import whom, beside itself and FREE.
 ARROWS = {
-    "averages": set(),
+    "averages": {"conditions"},
     "errors": set(),
     "metrics": set(),
     "conditions": {"errors", "experiment"},
