@@ -305,7 +305,7 @@ def check_restored(folder: Path) -> None:
 
     Only in the first process: the others leave it to tell, and it would be stopped when one of them ends in an error.
     """
-    if runs.rank() != 0:
+    if processes.rank() != 0:
         return
     rows = results.read_rows(folder)
     if rows and all(row["status"] != "ok" for row in rows):
