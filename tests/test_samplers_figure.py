@@ -96,6 +96,29 @@ def test_settings_that_take_as_long_stand_side_by_side_under_one_label(rows):
     assert len(set(places)) == len(places) == 4
 
 
+def test_settings_that_all_take_as_long_are_ranked(rows):
+    gains = {"second": 1.0, "best": 2.0, "worst": -1.0}
+    one = [row for row in rows if row["steps"] == 100]
+    table = compare(
+        [row | {"sampler": name, "psnr_first": row["psnr_first"] + g} for row in one for name, g in gains.items()]
+    )
+    scores, pairs = draw(table, rows).axes
+    assert [label.get_text() for label in scores.get_yticklabels()] == [
+        f"{name}, 100 steps, 1 s" for name in ("worst", "second", "best")
+    ]
+    assert [bar.lines[0].get_xdata()[0] for bar in pairs.containers] == pytest.approx([-3, -1, 0])
+    assert "of best, 100 steps" in pairs.get_xlabel()
+
+
+def test_many_settings_that_take_as_long_are_ranked_beside_a_longer_run(rows):
+    chosen = [row for row in rows if (row["steps"], row["zeta"]) == (1000, 3.0)]
+    many = [row | {"sampler": f"s{i}", "steps": 100, "seconds": 1.0} for i in range(17) for row in chosen]
+    scores, _ = draw(compare([*chosen, *many]), chosen).axes
+    assert len(scores.get_yticklabels()) == 18
+    few = [row for row in many if row["sampler"] != "s8"]
+    assert len(draw(compare([*chosen, *few]), chosen).axes) == 1  # against seconds
+
+
 def test_a_guidance_scale_of_zero_has_its_place(rows):
     figure = draw(compare([*rows, *(row | {"zeta": 0.0} for row in rows if row["steps"] == 100)]), rows)
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["0", "0.5", "3", "9"]

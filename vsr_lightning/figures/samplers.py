@@ -31,6 +31,8 @@ COLUMNS = (
 SAME_TIME = 1.2  # ratio of seconds, below which settings are drawn as a group
 COLOURS = colormaps["tab10"]
 MARKERS = "osD^vPX*"
+MOST_SIDE_BY_SIDE = 16  # settings that take as long, before they are ranked
+ALL_AS_FAST = 1.5  # ratio of seconds, below which all settings are ranked
 Line = Mapping[str, Any]  # of the table that `compare` makes
 
 
@@ -106,6 +108,51 @@ def _reference(by_setting: Mapping[Setting, Sequence[Row]]) -> Setting:
 
 
 def draw(table: Sequence[Line], rows: Sequence[Row]) -> Figure:
+    """PSNR against seconds, or settings ranked by PSNR where seconds tell them not apart."""
+    by_observation = grouped(table, observation_of).values()
+    most = max(len(group) for lines in by_observation for group in _equally_fast(lines))
+    all_as_fast = all(len(lines) > 1 and _slowest_to_fastest(lines) < ALL_AS_FAST for lines in by_observation)
+    if not _zetas_were_compared(table) and (all_as_fast or most > MOST_SIDE_BY_SIDE):
+        return _draw_ranks(table, rows)
+    return _draw_curves(table, rows)
+
+
+def _slowest_to_fastest(lines: Iterable[Line]) -> float:
+    seconds = [line["seconds"] for line in lines]
+    return max(seconds) / min(seconds)
+
+
+def _draw_ranks(table: Sequence[Line], rows: Sequence[Row]) -> Figure:
+    """A row for each observation: settings from the best down, their PSNR, and their difference to the reference."""
+    by_observation = grouped(table, observation_of)
+    heights = [0.9 + 0.22 * len(lines) for lines in by_observation.values()]
+    figure = Figure(figsize=(9.6, 1.0 + sum(heights)), layout="constrained")
+    panels = figure.subplots(len(heights), 2, squeeze=False, sharey="row", height_ratios=heights)
+    for (left, right), lines in zip(panels, by_observation.values(), strict=True):
+        ranked = sorted(lines, key=lambda line: line[METRIC])
+        numbers = sorted({line["steps"] for line in lines})
+        for place, line in enumerate(ranked):
+            style = {"color": COLOURS(numbers.index(line["steps"]) % 10), "fmt": "o", "markersize": 4.5, "capsize": 2.5}
+            for axes, value in ((left, METRIC), (right, "difference")):
+                axes.errorbar(line[value], place, xerr=line[f"{value}_se"], **style)
+        names = [f"{line['sampler']}, {line['steps']} steps, {line['seconds']:.2g} s" for line in ranked]
+        left.set_yticks(range(len(ranked)), names, fontsize=8)
+        left.set_title(_observation_title(lines[0]), fontsize=9, loc="left")
+        right.axvline(0, color="dimgrey", linewidth=0.8)
+        right.set_xlabel(f"less that of {_reference_name(lines)}, in pairs (dB)", fontsize=9)
+        left.set_xlabel("PSNR of the first frame (dB)", fontsize=9)
+        for axes in (left, right):
+            axes.grid(alpha=0.3, linewidth=0.6)
+    figure.suptitle("\n".join([source(rows[0]), f"{counts(rows)}; s: seconds a restoration"]), fontsize=10)
+    return figure
+
+
+def _reference_name(lines: Iterable[Line]) -> str:
+    reference = max(lines, key=lambda line: (line["steps"], line[METRIC]))
+    return f"{reference['sampler']}, {reference['steps']} steps"
+
+
+def _draw_curves(table: Sequence[Line], rows: Sequence[Row]) -> Figure:
     """A row for each observation: PSNR at each sampler's best zeta against seconds, and left of it against zeta.
 
     Not against zeta where no sampler had a choice of it.
