@@ -19,13 +19,16 @@ from killing import finish, start
 from making_bair import CONTENTS, TRAJECTORIES, fetch, files, write_folder, write_tar
 
 from vsr_lightning.__main__ import main
+from vsr_lightning.config import load_config
 from vsr_lightning.data import bair, clip_store
 from vsr_lightning.data.bair import BAIR, split_of
 from vsr_lightning.data.bair_archive import Record, read_archive
 from vsr_lightning.data.clip_store import ClipStore
 from vsr_lightning.errors import UserError
+from vsr_lightning.evaluation.run import sweep
 
-DATA_YAML = str(Path(__file__).parents[1] / "experiments/bair/data.yaml")
+EXPERIMENTS = Path(__file__).parents[1] / "experiments/bair"
+DATA_YAML = str(EXPERIMENTS / "data.yaml")
 STORES = ["data/bair-test.h5", "data/bair-train.h5", "data/bair-val.h5"]
 
 
@@ -137,6 +140,17 @@ def test_stores_that_are_there_are_verified_and_kept(tar, capsys):
         fetch(tar)
 
 
+def test_nothing_is_restored_of_clips_that_were_altered(tar, tiny_rgb_prior):
+    fetch(tar)
+    settings = ["full=true", "trainer.accelerator=cpu", "logging.mode=disabled", "data.val_every=3", "grid.videos=1"]
+    experiment = load_config(EXPERIMENTS / "eval.yaml", [f"prior={tiny_rgb_prior}", *settings])
+    with h5py.File("data/bair-test.h5", "a") as file:
+        file["video"][0, 0, 0, 0, 0] ^= 1
+    with pytest.raises(UserError, match="data/bair-test.h5: altered since it was written"):
+        sweep(experiment)
+    assert not Path("runs").exists()
+
+
 def test_stores_of_another_camera_or_version_are_not_overwritten(tar):
     fetch(tar)
     with pytest.raises(UserError, match="is of camera 'image_aux1', not 'image_main'; set data.camera=image_aux1"):
@@ -200,8 +214,13 @@ def test_a_split_without_trajectories_is_no_file_and_said(tar, capsys):
     data = fetch(tar, val_every=6)
     assert files() == STORES[:2]
     assert "bair-val.h5: not written: no trajectories for it, since no file of train/ has 6" in capsys.readouterr().out
+    with pytest.raises(UserError, match="bair-val.h5: not in .*, where bair-train.h5 is; .* a lower data.val_every"):
+        data.val_clips()
+    for store in STORES[:2]:
+        Path(store).unlink()
     with pytest.raises(UserError, match="bair-val.h5: not in .*make data-bair.*make data-sim"):
         data.val_clips()
+    data = fetch(tar, val_every=6)
     fetch(tar, val_every=6)
     assert "bair-val.h5 is not there" in capsys.readouterr().out
 
@@ -217,8 +236,8 @@ def test_too_little_space_is_found_before_anything_is_written(tar, monkeypatch):
         return SimpleNamespace(free=2_000_000)
 
     monkeypatch.setattr("shutil.disk_usage", disk_usage)
-    needed = tar.stat().st_size / 2 / 1e9
-    with pytest.raises(UserError, match=rf"new/data: {needed:.1f} GB are needed, 0.0 GB are free; make room"):
+    needed = tar.stat().st_size / 2 / 1e6
+    with pytest.raises(UserError, match=rf"new/data: {needed:.1f} MB are needed, 2.0 MB are free; make room"):
         fetch(tar, dir="new/data")
     with pytest.raises(UserError, match="data: 48.4 GB are needed"):  # the archive and the stores
         fetch()
@@ -307,7 +326,7 @@ def test_after_a_kill_the_same_command_completes(tar):
         process.send_signal(signal.SIGKILL)
     assert len(files()) == 3
     assert all(name.endswith(".part") for name in files())
-    assert main(["data", DATA_YAML, f"data.source={tar}", "data.val_every=3"]) == 0
+    assert main(["data", DATA_YAML, f"data.source={tar}", "data.val_every=3", "grid.videos=1"]) == 0
     assert files() == STORES
     for store in STORES:
         ClipStore(store).verify()

@@ -123,6 +123,16 @@ def test_markdown_names_the_data_and_keeps_the_paper_apart(run_dir):
     assert "| 4× | VDM-VSR (paper) | 27.44 | 0.928 |" in quoted
 
 
+def test_markdown_names_the_samplers_parameters_where_they_are_known(run_dir):
+    make_figures(run_dir)
+    assert "temperature" not in (run_dir / "table1.md").read_text()
+    section = "{target: vsr_lightning.inference.dps_restart.dps_restart_sample, steps: 250, temperature: 0.5}"
+    (run_dir / "config.yaml").write_text(f"sampler: {section}")
+    make_figures(run_dir)
+    measured, _ = (run_dir / "table1.md").read_text().split("## Quoted")
+    assert "dps_restart_sample: steps 250, temperature 0.5" in measured
+
+
 def test_each_setting_has_a_table_of_its_own(tmp_path):
     bair = {"dataset": "bair test"}
     RowWriter(tmp_path).append([item(OPERATORS[0], 0, 0), item(OPERATORS[0], 0, 0, **bair)])

@@ -170,7 +170,7 @@ def test_fetch_simulates_once_and_refuses_other_settings(tmp_path, capsys):
 @sim
 def test_too_little_disk_is_told_before_anything_is_simulated(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=100_000))
-    with pytest.raises(UserError, match=r"GB are needed.*data.dir"):
+    with pytest.raises(UserError, match=r"MB are needed.*data.dir"):
         tiny_module(tmp_path, train_trajectories=10).fetch()
     assert not list(tmp_path.iterdir())
 

@@ -97,6 +97,10 @@ class BAIR(TrajectoryDataModule):
         f"make data-bair downloads it, OVERRIDES=data.source=<{ARCHIVE}, or a folder with {FOLDER}> takes what is "
         "there; or simulate a stand-in: make data-sim, then SOURCE=sim"
     )
+    left_out = (
+        "its source had no trajectories for it: take more of the archive, or for validation clips a lower "
+        "data.val_every, and delete the stores, to make them again"
+    )
 
     def __init__(self, *, camera: str = CAMERAS[0], val_every: int = 42, **common: Any) -> None:
         super().__init__(camera=camera, **common)

@@ -158,6 +158,9 @@ class ClipDataModule(lightning.LightningDataModule, ABC):
     def clips_name(self, split: str) -> str:
         """What the clips of a split are, in a few words: the `dataset` of a result."""
 
+    def verify(self, split: str) -> None:
+        """Raise UserError if the stored clips of a split are not what was stored; there may be none."""
+
     def fingerprint(self, split: str) -> str:
         """Tells the clips of a split from any others under the same name; empty where the settings do."""
         return ""

@@ -35,9 +35,10 @@ def check_space(folder: Path, num_bytes: float) -> None:
     existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     free = shutil.disk_usage(existing).free
     if free < num_bytes:
+        unit, name = (1e9, "GB") if num_bytes >= 1e9 else (1e6, "MB")
         raise UserError(
-            f"{folder}: {num_bytes / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free; make room, or name a folder "
-            "on another disk as data.dir"
+            f"{folder}: {num_bytes / unit:.1f} {name} are needed, {free / unit:.1f} {name} are free; make room, or "
+            "name a folder on another disk as data.dir"
         )
 
 

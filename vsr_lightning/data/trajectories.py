@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, Subset
 from vsr_lightning.data.clip_store import ClipStore
 from vsr_lightning.data.clips import ClipDataModule
 from vsr_lightning.data.fetching import find_file, read_dirs
+from vsr_lightning.data.splits import SPLITS
 from vsr_lightning.errors import UserError
 
 OFFSETS = ("fixed", "random")
@@ -99,6 +100,7 @@ class TrajectoryDataModule(ClipDataModule):
 
     store_name: str
     ways_out: str  # how to get the stores, in words that end a line about a missing one
+    left_out: str = ""  # the same where another split's store is there, if the source can lack a split
 
     def __init__(
         self, *, offsets: str = "fixed", num_clips: int | None = None, camera: str = "", **common: Any
@@ -128,6 +130,9 @@ class TrajectoryDataModule(ClipDataModule):
 
     def clips_name(self, split: str) -> str:
         return f"{self.store_name} {split}"
+
+    def verify(self, split: str) -> None:
+        self._open(split).verify()
 
     def fingerprint(self, split: str) -> str:
         """Eight hex digits of the store's checksum."""
@@ -174,5 +179,9 @@ class TrajectoryDataModule(ClipDataModule):
         return bool(self.dir) and path.parent != Path(self.dir)
 
     def _missing(self, split: str, folders: Sequence[Path]) -> str:
+        line = f"{self.store_file(split)}: not in {', '.join(map(str, folders))}"
+        others = [path for other in SPLITS if (path := self.find_store(other)) and path.parent in folders]
+        if others and self.left_out:
+            return f"{line}, where {others[0].name} is; {self.left_out}"
         there = f"; with data.dir={self.dir} and the same other keys it is made there" if self.dir else ""
-        return f"{self.store_file(split)}: not in {', '.join(map(str, folders))}; {self.ways_out}{there}"
+        return f"{line}; {self.ways_out}{there}"

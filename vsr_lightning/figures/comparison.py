@@ -7,7 +7,7 @@ Shapes: F frames, H W pixels (h w low resolution), C channels. PSNR in dB, tempo
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,14 @@ from vsr_lightning.figures.drawing import (
     operator,
     panel_grid,
     plural,
+    samplers_of,
     sampling,
     save,
     short,
     show_frame,
     source,
 )
-from vsr_lightning.figures.reading import Row, grouped, mean_of, read_clips, read_means, read_ok_rows
+from vsr_lightning.figures.reading import Row, grouped, mean_of, read_clips, read_config, read_means, read_ok_rows
 from vsr_lightning.files import write_table, write_text
 
 # The other columns of a condition, in the order of the table.
@@ -61,7 +62,7 @@ def make_figures(run_dir: Path) -> list[Path]:
     if table := table1(read_ok_rows(run_dir / "results.csv"), read_means(run_dir / "means.csv")):
         paths += [run_dir / "table1.csv", run_dir / "table1.md"]
         write_table(paths[0], TABLE, table)
-        write_text(paths[1], to_markdown(table))
+        write_text(paths[1], to_markdown(table, samplers_of(read_config(run_dir / "config.yaml"))))
     clips = read_clips(run_dir / "clips.h5") if (run_dir / "clips.h5").exists() else []
     for name, factor, draw in (("fig6.png", 4, draw_fig6), ("fig7.png", 8, draw_fig7)):
         if examples := clips_by_kernel(clips, factor):
@@ -97,10 +98,15 @@ def table1(rows: Iterable[Row], means: Iterable[Row]) -> list[dict[str, Any]]:
     return [dict.fromkeys(TABLE) | line for line in table]
 
 
-def to_markdown(table: Sequence[Row]) -> str:
-    """The table for people: measured lines by setting, and what is quoted under a heading of its own."""
+def to_markdown(table: Sequence[Row], samplers: Mapping[str, str] | None = None) -> str:
+    """The table for people: measured lines by setting, and what is quoted under a heading of its own.
+
+    `samplers` are in words, by name, what rows do not say of them.
+    """
     by_setting = grouped((line for line in table if line["source"] == "measured"), itemgetter(*SETTING))
     parts = [_measured_markdown(lines) for lines in by_setting.values()]
+    if samplers:
+        parts.append("\n".join(f"{name}: {words}" for name, words in samplers.items()) + "\n")
     if quoted := [line for line in table if line["source"] == QUOTED_SOURCE]:
         parts.append(_quoted_markdown(quoted))
     return "\n".join(parts)

@@ -4,7 +4,7 @@ Shapes: H W pixels, C channels. Lengths in inches, PSNR in dB.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,25 @@ def frame_psnr(a: np.ndarray, b: np.ndarray) -> float:
     """PSNR in dB of two frames uint8 (H, W, C), 148 dB for equal ones."""
     error = a.astype(float) - b.astype(float)
     return 10 * math.log10(255**2 / max(float(np.mean(error**2)), 1e-10))
+
+
+def samplers_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """The samplers that a `config.yaml` uses, with their parameters; steps and zeta where the grid lists none."""
+    grid = config.get("grid") or {}
+    listed = [name for name in ("steps", "zeta") if grid.get(name)]
+    if grid.get("sampler"):
+        sections = {f"sampler {name}": config["samplers"][name] for name in grid["sampler"]}
+    else:
+        sections = {"sampler’s parameters": config.get("sampler")}
+    return {name: section_text(section, without=listed) for name, section in sections.items() if section}
+
+
+def section_text(section: Mapping[str, Any], without: Sequence[str]) -> str:
+    """The target's name and the parameters that were given, as "dps_restart_sample: steps 820, temperature 0.5"."""
+    target = str(section.get("target", "")).rpartition(".")[2]
+    given = {key: value for key, value in section.items() if key not in ("target", *without) and value is not None}
+    parameters = ", ".join(f"{key} {value}" for key, value in given.items())
+    return ": ".join(filter(None, [target, parameters]))
 
 
 def short(number: Any) -> str:

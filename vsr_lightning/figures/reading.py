@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import h5py
+import yaml
 
 from vsr_lightning import files
 from vsr_lightning.averages import mean_and_error
@@ -19,6 +20,7 @@ Row = Mapping[str, Any]
 Key = TypeVar("Key")
 
 REMAKE = "repeat the sweep's command, which makes it anew, or remove the file"  # of a file that is damaged
+CONFIG_REMAKE = "remove it, then repeat the sweep's command, which writes it anew"
 SCORES = ("psnr", "ssim", "temporal_error", "seconds")  # how measured columns begin; they may be empty
 CLIP_ARRAYS = ("observed", "restored", "truth", "frames", "bicubic")
 
@@ -61,6 +63,14 @@ def _check_cells(rows: Iterable[Row], numbers: Iterable[str]) -> None:
             float(row[column])
         for column in TEXTS:
             row[column]
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Keys and values of a YAML file, or of JSON, which YAML includes; none if there is no file. Raises DamagedFile."""
+    if not path.exists():
+        return {}
+    with files.reading(path, CONFIG_REMAKE):
+        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
 def of_same_observation(rows: Iterable[Row], like: Row) -> list[Row]:

@@ -9,14 +9,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from vsr_lightning.errors import UserError
-from vsr_lightning.figures.reading import REMAKE, Row, read_table
+from vsr_lightning.figures.reading import CONFIG_REMAKE, REMAKE, Row, read_config, read_table
 from vsr_lightning.figures.report_clips import Clips, png_uri, read_viewer
 from vsr_lightning.figures.report_provenance import configured, grid_size, overview, provenance
 from vsr_lightning.figures.report_tables import Table, comparison_table, in_order, make_table
@@ -26,7 +24,6 @@ TEMPLATES = Path(__file__).parent
 CONFIG = "config.yaml"
 METAS = ("meta.json", "machine.json")  # the latter of a benchmark
 SHOWN = ("*.csv", "*.png", "clips.h5", *METAS)  # what a folder needs one of
-CONFIG_REMAKE = "remove it, then repeat the sweep's command, which writes it anew"
 CAPTIONS = {
     "fig2": "Restorations of one video beside what was observed of it and the truth",
     "fig3": "PSNR of the first frame against the number of observed frames",
@@ -108,8 +105,8 @@ def _read_run(folder: Path, key: str) -> Run:
     tables = {path.stem: read_table(path) for path in in_order(folder.glob("*.csv"))}
     results, summary = tables.pop("results", None), tables.get("summary", [])
     files = {name: path for name in (CONFIG, *METAS) if (path := folder / name).is_file()}
-    config = _read_mapping(files[CONFIG]) if CONFIG in files else {}
-    meta = next((_read_mapping(files[name]) for name in METAS if name in files), {})
+    config = read_config(folder / CONFIG)
+    meta = next((read_config(files[name]) for name in METAS if name in files), {})
     clips = folder / "clips.h5"
     with reading(folder / CONFIG, CONFIG_REMAKE):  # its sections may not be what they should
         planned, settings = grid_size(config), configured(config)
@@ -134,12 +131,6 @@ def _check_folder(folder: Path) -> None:
     if not any(path.is_file() for pattern in SHOWN for path in folder.glob(pattern)):
         what = "has no table, picture, clips or meta.json" if folder.is_dir() else "does not exist"
         raise UserError(f"{folder}: {what}; name folders that a sweep wrote, as runs/frame_count")
-
-
-def _read_mapping(path: Path) -> dict[str, Any]:
-    """Keys and values of a YAML file, or of JSON, which YAML includes."""
-    with reading(path, CONFIG_REMAKE):
-        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
 def _tell_apart(runs: Sequence[Run]) -> list[Run]:

@@ -10,7 +10,7 @@ from typing import Any
 from vsr_lightning.conditions import items_of
 from vsr_lightning.errors import UserError
 from vsr_lightning.experiment import Grid
-from vsr_lightning.figures.drawing import plural
+from vsr_lightning.figures.drawing import plural, samplers_of, section_text
 from vsr_lightning.figures.reading import Row
 from vsr_lightning.figures.report_words import SETTINGS, format_cell, label, to_number
 
@@ -70,20 +70,8 @@ def provenance(folder: Path, meta: Section, rows: Sequence[Row]) -> dict[str, st
 def configured(config: Section) -> dict[str, str]:
     """The prior's folder, the degradation and the samplers that a `config.yaml` uses, with their parameters."""
     grid = config.get("grid") or {}
-    listed = [name for name in ("factor", "kernel", "steps", "zeta") if grid.get(name)]  # the rows have what was used
+    listed = [name for name in ("factor", "kernel") if grid.get(name)]  # the rows have what was used
     facts = {"prior’s folder": str(config["prior"])} if config.get("prior") else {}
     if degradation := config.get("degradation"):
-        facts["degradation"] = _section_text(degradation, without=listed)
-    if grid.get("sampler"):
-        sections = {f"sampler {name}": config["samplers"][name] for name in grid["sampler"]}
-    else:
-        sections = {"sampler’s parameters": config.get("sampler")}
-    return facts | {name: _section_text(section, without=listed) for name, section in sections.items() if section}
-
-
-def _section_text(section: Section, without: Sequence[str]) -> str:
-    """The target's name and the parameters that were given, as "dps_restart_sample: steps 820, temperature 0.5"."""
-    target = str(section.get("target", "")).rpartition(".")[2]
-    given = {key: value for key, value in section.items() if key not in ("target", *without) and value is not None}
-    parameters = ", ".join(f"{key} {value}" for key, value in given.items())
-    return ": ".join(filter(None, [target, parameters]))
+        facts["degradation"] = section_text(degradation, without=listed)
+    return facts | samplers_of(config)

@@ -49,7 +49,7 @@ def polyak_move(estimate: Estimate, noise_norm: Tensor, zeta: Tensor, max_move: 
 
     Args:
         noise_norm, zeta: one for each sample, (B,); zeta may be one number.
-        max_move: largest root mean square of the step, in standard deviations of the latent: near pure noise the
+        max_move: largest root mean square of the move, in standard deviations of the latent: near pure noise the
             gradient says little, and Polyak's step would be huge.
 
     Raises:
@@ -73,7 +73,7 @@ class PolyakGuidance:
     Args:
         noise_norm: see `polyak_move`, (B,).
         zeta: share of the misfit to remove in a step, one number or (B,).
-        max_move: see `polyak_move`.
+        max_move: see `polyak_move`; with momentum, of what a step adds, so moves may grow to max_move / (1 - momentum).
         zeta_end: that share where no noise is left; at noise level s = sqrt(1 - alpha_bar_t) it is
             `zeta_end + s (zeta - zeta_end)`. None: `zeta` at all levels.
         momentum: share of the last move that is made again (the heavy ball, Polyak 1964, Eq. 9; for diffusion
