@@ -101,7 +101,7 @@ def run(command: str, experiment: Experiment, limit: int | None = None, dry: boo
     elif command == "figures":
         from vsr_lightning.evaluation.run import make_figures
 
-        for path in make_figures(experiment, Path(experiment.runs_dir) / experiment.name):
+        for path in make_figures(experiment, experiment.folder):
             print(path)
 
 

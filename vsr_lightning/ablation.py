@@ -56,7 +56,7 @@ def ablate(base: Experiment, variants: Mapping[str, Experiment]) -> str:
             if not _record_path(experiment).exists():
                 print(f"{name}: {' '.join(base.variants[name]) or 'nothing changed'}")
                 if not _train_and_measure(name, experiment, base.seed, deadline):
-                    told.append(f"{_folder(experiment)}: not finished; the same command goes on")
+                    told.append(f"{experiment.folder}: not finished; the same command goes on")
                     break
                 write_summary(base, variants)  # as early as can be: the next variant may fail
                 torch.compiler.reset()  # its networks are others
@@ -104,7 +104,7 @@ def compare(variants: Mapping[str, Experiment]) -> list[dict[str, Any]]:
         path = _record_path(experiment)
         with files.reading(path, "remove it to measure the variant again"):
             record = json.loads(path.read_text())
-        (line,) = results.read_table(_folder(experiment) / "sweep" / "summary.csv")
+        (line,) = results.read_table(experiment.folder / "sweep" / "summary.csv")
         scores = _scores(experiment)
         difference, error, _ = paired_difference(scores, reference)
         line |= {**record, "difference": _known(difference), "difference_se": _known(error)}
@@ -118,7 +118,7 @@ def write_summary(base: Experiment, variants: Mapping[str, Experiment]) -> list[
     lines = compare(variants)
     if not lines:
         return []
-    path = _folder(base) / "summary.csv"
+    path = base.folder / "summary.csv"
     with _alone(base):
         results.write_csv(path, lines, first=COLUMNS)
     return [_table(lines), str(path)]
@@ -126,7 +126,7 @@ def write_summary(base: Experiment, variants: Mapping[str, Experiment]) -> list[
 
 def _train_and_measure(name: str, experiment: Experiment, seed: int, deadline: float | None) -> bool:
     """Train one variant, and restore validation clips with it. False if the time was up before."""
-    prior = _folder(experiment) / "prior"
+    prior = experiment.folder / "prior"
     if not (prior / "card.yaml").exists():
         train(_until(deadline, experiment))
     if not (prior / "card.yaml").exists():
@@ -158,7 +158,7 @@ def _until(deadline: float | None, experiment: Experiment) -> Experiment:
 
 def _restoring(experiment: Experiment, seed: int) -> Experiment:
     """The sweep of a trained variant."""
-    prior = str(_folder(experiment) / "prior")
+    prior = str(experiment.folder / "prior")
     return replace(experiment, name=f"{experiment.name}/sweep", prior=prior, seed=seed)
 
 
@@ -171,7 +171,7 @@ def _common(experiment: Experiment) -> dict[str, Any]:
 
 def _scores(experiment: Experiment) -> dict[Item, float]:
     """PSNR of the first frame by video and noise instance, of the restorations that did not fail."""
-    rows = results.read_table(_folder(experiment) / "sweep" / "results.csv")
+    rows = results.read_table(experiment.folder / "sweep" / "results.csv")
     return item_scores((row for row in rows if row["status"] == "ok"), "psnr_first")
 
 
@@ -183,20 +183,16 @@ def _known(number: float) -> float | None:
 @contextmanager
 def _alone(experiment: Experiment) -> Iterator[None]:
     """Wait until no other process works in the experiment's folder."""
-    folder = _folder(experiment)
+    folder = experiment.folder
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
         files.lock(file, folder)
         yield
 
 
-def _folder(experiment: Experiment) -> Path:
-    return Path(experiment.runs_dir) / experiment.name
-
-
 def _record_path(experiment: Experiment) -> Path:
     """Of the file that is written when a variant is measured."""
-    return _folder(experiment) / "variant.json"
+    return experiment.folder / "variant.json"
 
 
 def _table(lines: list[dict[str, Any]]) -> str:

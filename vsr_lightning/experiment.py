@@ -170,6 +170,11 @@ class Experiment:
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed: {self.seed} is not between 0 and 2^63")
 
+    @property
+    def folder(self) -> Path:
+        """Where the files of its run are."""
+        return Path(self.runs_dir) / self.name
+
 
 def _at_least(minimum: int, options: Any, section: str, *names: str) -> None:
     for name in names:

@@ -30,7 +30,7 @@ DEFAULTS = dataclasses.asdict(Experiment())
 
 def find_run(experiment: Experiment, kind: str, inputs: dict[str, str]) -> Path:
     """The folder of a run, which need not exist; nothing is written. Raises UserError if it holds another run."""
-    folder = Path(experiment.runs_dir) / experiment.name
+    folder = experiment.folder
     if (folder / "config.yaml").exists():
         _check_same_run(folder, experiment, kind, _read_meta(folder / "meta.json"), inputs)
     return folder

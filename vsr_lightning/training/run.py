@@ -66,7 +66,7 @@ def train(experiment: Experiment) -> Path:
 
 def export(experiment: Experiment, target: Path, datamodule: ClipDataModule | None = None) -> Path:
     """Write the prior's folder `target` from the run's last checkpoint (averaged weights), with its card."""
-    checkpoint_path = Path(experiment.runs_dir) / experiment.name / "checkpoints" / "last.ckpt"
+    checkpoint_path = experiment.folder / "checkpoints" / "last.ckpt"
     if not checkpoint_path.exists():
         raise UserError(f"{checkpoint_path}: no such file; train {experiment.name} first")
     checkpoint = check_checkpoint(checkpoint_path, experiment)
