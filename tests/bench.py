@@ -21,7 +21,7 @@ import torch
 from reference_dps import reference_dps
 from torch import Tensor, nn
 
-from vsr_lightning import processes, provenance
+from vsr_lightning import provenance
 from vsr_lightning.config import load_config
 from vsr_lightning.degradation.downsample import Downsample
 from vsr_lightning.errors import UserError
@@ -139,7 +139,7 @@ def bench_sampling(
         return SamplerNoise(keys, prior.latent_shape, device)
 
     def ours() -> Tensor:
-        with autocast(device, samples_in_bf16(device)):
+        with autocast(device):
             return dps_sample(prior, seen, noise(), steps=steps, zeta=1.0)
 
     def reference() -> Tensor:
@@ -184,7 +184,7 @@ def networks(prior: Prior, batch: int, device: torch.device) -> dict[str, Callab
     t = torch.zeros(batch, dtype=torch.long, device=device)
 
     def gradient(network: Callable[[Tensor], Tensor]) -> Tensor:
-        with autocast(device, samples_in_bf16(device)):
+        with autocast(device):
             return torch.autograd.grad(network(z).sum(), z)[0]
 
     return {
@@ -193,13 +193,9 @@ def networks(prior: Prior, batch: int, device: torch.device) -> dict[str, Callab
     }
 
 
-def samples_in_bf16(device: torch.device) -> bool:
-    """As sweeps do."""
-    return device.type == "cuda" or processes.multiplies_bf16()
-
-
-def autocast(device: torch.device, enabled: bool) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+def autocast(device: torch.device) -> torch.autocast:
+    """bf16 on a GPU, as sweeps have it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
 def bench_training(
@@ -217,7 +213,7 @@ def bench_training(
         dit.compile()
 
     def work() -> None:
-        with autocast(device, device.type == "cuda"):
+        with autocast(device):
             loss = (dit(z, t) - z).square().mean()
         loss.backward()
         optimiser.step()
@@ -362,7 +358,7 @@ def main() -> None:
         parser.exit(2, f"error: {error}\n")
     device = torch.device("cuda" if on_gpu else "cpu")
     torch.set_float32_matmul_precision("high")  # TF32, for the reference too
-    peak = matrix_rate(device, torch.bfloat16 if samples_in_bf16(device) else torch.float32)
+    peak = matrix_rate(device, torch.bfloat16 if on_gpu else torch.float32)
     profiles = [
         options.output / f"profile-{name}.txt" if options.profile else None for name in ("sampling", "training")
     ]

@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,24 +20,11 @@ def uses_gpu(experiment: Experiment) -> bool:
     return experiment.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
-def training_precision(experiment: Experiment) -> Any:
-    """Lightning's name of the precision to train in."""
+def precision(experiment: Experiment) -> Any:
+    """Lightning's precision name. On a CPU float32: that bf16 moves no result is not shown, and few are faster in it."""
     if experiment.trainer.precision != "auto":
         return experiment.trainer.precision
     return "bf16-mixed" if uses_gpu(experiment) else "32-true"
-
-
-def sampling_precision(experiment: Experiment) -> Any:
-    """Lightning's name of the precision to sample in: bf16, too, on a CPU with instructions for it."""
-    if experiment.trainer.precision == "auto" and multiplies_bf16():
-        return "bf16-mixed"
-    return training_precision(experiment)
-
-
-def multiplies_bf16() -> bool:
-    """Whether the CPU has instructions for it; others are slower in bf16 than in float32."""
-    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 @contextmanager

@@ -76,7 +76,7 @@ def _restore(job: Job, missing: list[Item], held: Inventory, folder: Path, rows:
         devices=options.devices,
         num_nodes=options.num_nodes,
         strategy=processes.strategy(experiment),
-        precision=processes.sampling_precision(experiment),
+        precision=processes.precision(experiment),
         callbacks=callbacks,
         logger=False,
         enable_checkpointing=False,
