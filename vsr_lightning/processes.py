@@ -21,7 +21,7 @@ def uses_gpu(experiment: Experiment) -> bool:
 
 
 def precision(experiment: Experiment) -> Any:
-    """Lightning's precision name. On a CPU float32: that bf16 moves no result is not shown, and few are faster in it."""
+    """Lightning's precision name. On a CPU float32: it is not shown that bf16 moves no result, and few are faster."""
     if experiment.trainer.precision != "auto":
         return experiment.trainer.precision
     return "bf16-mixed" if uses_gpu(experiment) else "32-true"
