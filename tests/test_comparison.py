@@ -11,6 +11,7 @@ from vsr_lightning.evaluation.results import RowWriter, read_table, write_means,
 from vsr_lightning.evaluation.videos import ClipWriter, merge_clips
 from vsr_lightning.figures.comparison import clips_by_kernel, draw_fig6, draw_fig7, make_figures
 from vsr_lightning.figures.reading import read_clips
+from vsr_lightning.files import DamagedFile
 
 FRAMES, SIZE = 10, 64
 SETTING = {"num_frames": 10, "prior": "push_sim@3827d8a3", "dataset": "push_sim test"}
@@ -131,6 +132,14 @@ def test_markdown_names_the_samplers_parameters_where_they_are_known(run_dir):
     make_figures(run_dir)
     measured, _ = (run_dir / "table1.md").read_text().split("## Quoted")
     assert "dps_restart_sample: steps 250, temperature 0.5" in measured
+
+
+@pytest.mark.parametrize("text", ["grid: {sampler: [gone]}", "grid: [1]\nsamplers: {a: 3}", "sampler: x"])
+def test_a_configuration_that_is_none_is_named(run_dir, text):
+    (run_dir / "config.yaml").write_text(text)
+    with pytest.raises(DamagedFile, match=r"config.yaml: .*remove it"):
+        make_figures(run_dir)
+    assert not (run_dir / "table1.csv").exists()
 
 
 def test_each_setting_has_a_table_of_its_own(tmp_path):

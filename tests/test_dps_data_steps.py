@@ -67,6 +67,8 @@ def test_each_look_moves_by_polyaks_step_at_its_own_level():
         ({"low": 0.0}, "low, 0.0, above 0"),
         ({"steps": 4, "repeats": 3}, "too few for 3 data steps"),
         ({"steps": 0}, "too few"),
+        ({"steps": 2000}, "2000 are more than the 1448 that"),
+        ({"start": 1.5}, "start: 1.5 is not from 0 to 1"),
         ({"temperature": -1.0}, "temperature"),
         ({"cool_from": 2.0}, "cool_from"),
     ],

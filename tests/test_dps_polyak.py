@@ -139,6 +139,7 @@ def test_temperature_cools_the_noise_of_settled_samples_alone():
         ({"momentum": 1.0}, "momentum: 1.0"),
         ({"momentum": math.nan}, "momentum"),
         ({"zeta_end": -0.1}, "zeta_end: -0.1"),
+        ({"zeta_end": math.inf}, "zeta_end: inf"),
     ],
 )
 def test_bad_settings_are_named(problem, wrong, message):

@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "vsr_lightning"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 RUN = ("provenance", "processes", "wandb_logger", "runs")  # what commands that make a run share
+# For all others to import, but not for each other.
 FREE = (
     "averages",
     "conditions",
@@ -18,7 +19,7 @@ FREE = (
     "files",
     "metrics",
     "targets",
-)  # for all but each other
+)
 # Who may import whom, beside itself and FREE.
 ARROWS = {
     "averages": {"conditions"},

@@ -98,9 +98,9 @@ def prepare(experiment: Experiment, launched: bool = True) -> Job:
             raise UserError(f"{name}: {error}") from None
     for variant in degradations(experiment.grid, degradation):
         variant.operator(widths(experiment.grid, variant.factor, variant.kernel), *prior.video_shape[-2:])
-    datamodule.verify(experiment.grid.split)  # a second's reading, beside hours of results that it would spoil
     fixed = _fixed_columns(experiment, datamodule, prior)
     _check_keys(items, row_maker(fixed), experiment.grid)
+    datamodule.verify(experiment.grid.split)  # a second's reading, beside hours of results that it would spoil
     inputs = {key: fixed[key] for key in ("prior", "dataset")}
     if store := datamodule.fingerprint(experiment.grid.split):
         inputs["store"] = store

@@ -32,8 +32,17 @@ from vsr_lightning.figures.drawing import (
     show_frame,
     source,
 )
-from vsr_lightning.figures.reading import Row, grouped, mean_of, read_clips, read_config, read_means, read_ok_rows
-from vsr_lightning.files import write_table, write_text
+from vsr_lightning.figures.reading import (
+    CONFIG_REMAKE,
+    Row,
+    grouped,
+    mean_of,
+    read_clips,
+    read_config,
+    read_means,
+    read_ok_rows,
+)
+from vsr_lightning.files import reading, write_table, write_text
 
 # The other columns of a condition, in the order of the table.
 SETTING = ("dataset", "prior", "sampler", "steps", "zeta", "sigma_y", "num_frames", "order", "seed")
@@ -59,10 +68,13 @@ def make_figures(run_dir: Path) -> list[Path]:
     """Write `table1.csv`, `table1.md`, `fig6.png` (4x) and `fig7.png` (8x), those whose data is there; their paths."""
     run_dir = Path(run_dir)
     paths = []
+    config = run_dir / "config.yaml"
+    with reading(config, CONFIG_REMAKE):
+        samplers = samplers_of(read_config(config))
     if table := table1(read_ok_rows(run_dir / "results.csv"), read_means(run_dir / "means.csv")):
         paths += [run_dir / "table1.csv", run_dir / "table1.md"]
         write_table(paths[0], TABLE, table)
-        write_text(paths[1], to_markdown(table, samplers_of(read_config(run_dir / "config.yaml"))))
+        write_text(paths[1], to_markdown(table, samplers))
     clips = read_clips(run_dir / "clips.h5") if (run_dir / "clips.h5").exists() else []
     for name, factor, draw in (("fig6.png", 4, draw_fig6), ("fig7.png", 8, draw_fig7)):
         if examples := clips_by_kernel(clips, factor):

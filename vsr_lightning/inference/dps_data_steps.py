@@ -5,13 +5,14 @@ anew (the repeated guidance of FreeDoM, Yu et al. 2023, Algorithm 2, without its
 `dps_restart`). Each look costs a step, so fewer levels are left.
 """
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor
 
 from vsr_lightning.errors import UserError
 from vsr_lightning.inference.dps import Observation, OnStep
-from vsr_lightning.inference.guidance import Descent, PolyakGuidance, noise_scale, timestep_of
+from vsr_lightning.inference.guidance import Descent, PolyakGuidance, timestep_of
 from vsr_lightning.models.prior import Prior
 from vsr_lightning.models.schedule import LinearSchedule, Step
 
@@ -55,10 +56,8 @@ def dps_data_steps_sample(
     for step, looks in levels:
         for _ in range(looks - 1):
             z_t = z_t - guidance.move(descent.look(z_t, step), step)
-        guess = descent.look(z_t, step)
-        drawn = noise_scale(step, temperature, settled) * noise()
-        z_t = step.mean(z_t, guess.z0_hat) + drawn - guidance.move(guess, step)
-    return guess.x_hat
+        z_t, x_hat = descent.step(z_t, step, temperature)
+    return x_hat
 
 
 def _levels(
@@ -66,6 +65,7 @@ def _levels(
 ) -> list[tuple[Step, int]]:
     """The steps of the diffusion, evenly spaced in t, and how many looks each takes: `steps` in all."""
     start, high, low = bounds
+    timestep_of(start, schedule, "start")
     if repeats < 1:
         raise UserError(f"sampler.repeats: {repeats} is not at least 1")
     if not 0 < low < high < start <= 1:
@@ -74,6 +74,9 @@ def _levels(
     middle = round((high - low) * per_share)
     first = round((start - high) * per_share)
     last = steps - first - repeats * middle
+    if per_share > schedule.num_steps - 1:
+        most = math.floor(steps / per_share * (schedule.num_steps - 1))
+        raise UserError(f"sampler.steps: {steps} are more than the {most} that a look at every timestep takes")
     if min(first, middle, last) < 1:
         raise UserError(f"sampler.steps: {steps} are too few for {repeats} data steps at each level; take more")
     return [

@@ -5,7 +5,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 
 import torch
 from torch import Tensor
@@ -80,21 +80,21 @@ class PolyakGuidance:
             posterior sampling, the history gradient of He et al. 2023).
 
     Raises:
-        UserError: `momentum` is not from 0 to below 1, or `zeta_end` is negative.
+        UserError: `momentum` is not from 0 to below 1, or `zeta_end` is negative or not finite.
     """
 
     noise_norm: Tensor
-    zeta: float | Tensor
+    zeta: InitVar[float | Tensor]
     max_move: float
     zeta_end: float | None = None
     momentum: float = 0.0
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, zeta: float | Tensor) -> None:
         if not 0 <= self.momentum < 1:
             raise UserError(f"sampler.momentum: {self.momentum} is not from 0 to below 1")
-        if self.zeta_end is not None and not self.zeta_end >= 0:
-            raise UserError(f"sampler.zeta_end: {self.zeta_end} is not at least 0")
-        self.zeta = torch.as_tensor(self.zeta, dtype=torch.float32, device=self.noise_norm.device)
+        if self.zeta_end is not None and not 0 <= self.zeta_end < math.inf:
+            raise UserError(f"sampler.zeta_end: {self.zeta_end} is not a number of at least 0")
+        self._zeta = torch.as_tensor(zeta, dtype=torch.float32, device=self.noise_norm.device)
         self._last: Tensor | None = None
 
     def forget(self) -> None:
@@ -110,10 +110,9 @@ class PolyakGuidance:
         return move
 
     def _zeta_at(self, step: Step) -> Tensor:
-        assert isinstance(self.zeta, Tensor)
         if self.zeta_end is None:
-            return self.zeta
-        return self.zeta_end + (1 - step.alpha_bar_t) ** 0.5 * (self.zeta - self.zeta_end)
+            return self._zeta
+        return self.zeta_end + (1 - step.alpha_bar_t) ** 0.5 * (self._zeta - self.zeta_end)
 
 
 @dataclass
@@ -138,10 +137,14 @@ class Descent:
         """From z_t (B, F, c, h, w): the latent that `steps` lead to, and the video of the last estimate of z_0."""
         self.guidance.forget()
         for step in steps:
-            guess = self.look(z_t, step)
-            drawn = noise_scale(step, temperature, self.cool_from) * self.noise()
-            z_t = step.mean(z_t, guess.z0_hat) + drawn - self.guidance.move(guess, step)
-        return z_t, guess.x_hat
+            z_t, x_hat = self.step(z_t, step, temperature)
+        return z_t, x_hat
+
+    def step(self, z_t: Tensor, step: Step, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """One step of a descent."""
+        guess = self.look(z_t, step)
+        drawn = noise_scale(step, temperature, self.cool_from) * self.noise()
+        return step.mean(z_t, guess.z0_hat) + drawn - self.guidance.move(guess, step), guess.x_hat
 
     def look(self, z_t: Tensor, step: Step) -> Estimate:
         """`estimate`, counted as a step."""
