@@ -35,20 +35,12 @@ class Attention(nn.Module):
         """x: (B, N, D); rope: `rotations` (2, N, D / heads), None for no rotation."""
         # Heads stay behind tokens, as the projection leaves them: attention takes strides, other orders cost copies.
         q, k, v = rearrange(self.qkv(x), "b n (three heads d) -> three b n heads d", three=3, heads=self.heads)
-        q, k = self.q_norm(q.float()), self.k_norm(k.float())  # as their weights, and as the rotations want it
+        q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
         q, k, v = (each.to(v.dtype).transpose(1, 2) for each in (q, k, v))
-        return self.out(attend(q, k, v).transpose(1, 2).flatten(2))
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention (Vaswani et al. 2017, Eq. 1); all (B, heads, N, d)."""
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        # PyTorch's kernel takes as long as in float32 here; written out it takes less than half of that, though all
-        # weights (B, heads, N, N) are kept.
-        return torch.softmax((q * q.shape[-1] ** -0.5) @ k.mT, dim=-1) @ v
-    return functional.scaled_dot_product_attention(q, k, v)
+        out = functional.scaled_dot_product_attention(q, k, v)
+        return self.out(out.transpose(1, 2).flatten(2))
 
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
