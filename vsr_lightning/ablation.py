@@ -7,7 +7,6 @@ pairs: all variants restore the same clips under the same sensor noise.
 
 import gc
 import json
-import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 
 from vsr_lightning import files, processes, runs
-from vsr_lightning.averages import Item, item_scores, paired_difference
+from vsr_lightning.averages import ItemKey, item_scores, known, paired_difference
 from vsr_lightning.errors import UserError
 from vsr_lightning.evaluation import results
 from vsr_lightning.evaluation.run import sweep
@@ -107,7 +106,7 @@ def compare(variants: Mapping[str, Experiment]) -> list[dict[str, Any]]:
         (line,) = results.read_table(experiment.folder / "sweep" / "summary.csv")
         scores = _scores(experiment)
         difference, error, _ = paired_difference(scores, reference)
-        line |= {**record, "difference": _known(difference), "difference_se": _known(error)}
+        line |= {**record, "difference": known(difference), "difference_se": known(error)}
         line |= {"videos": len({video for video, _ in scores})}
         lines.append({column: line.get(column) for column in COLUMNS})
     return lines
@@ -169,15 +168,10 @@ def _common(experiment: Experiment) -> dict[str, Any]:
     return {key: identity[key] for key in COMMON} | {"data": clips}
 
 
-def _scores(experiment: Experiment) -> dict[Item, float]:
+def _scores(experiment: Experiment) -> dict[ItemKey, float]:
     """PSNR of the first frame by video and noise instance, of the restorations that did not fail."""
     rows = results.read_table(experiment.folder / "sweep" / "results.csv")
     return item_scores((row for row in rows if row["status"] == "ok"), "psnr_first")
-
-
-def _known(number: float) -> float | None:
-    """None for nan: an empty cell."""
-    return None if math.isnan(number) else number
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 from vsr_lightning.conditions import ITEM
 
-Item = tuple[Any, ...]  # what tells restorations apart; begins with the video
+ItemKey = tuple[Any, ...]  # what tells restorations apart; begins with the video
 
 
 def mean_and_error(values: Iterable[tuple[Any, float]]) -> tuple[float, float, int]:
@@ -24,12 +24,17 @@ def mean_and_error(values: Iterable[tuple[Any, float]]) -> tuple[float, float, i
     return fmean(means), error, len(means)
 
 
-def item_scores(rows: Iterable[Mapping[str, Any]], column: str, also: Sequence[str] = ()) -> dict[Item, float]:
+def known(number: float) -> float | None:
+    """None for nan: an empty cell of a table."""
+    return None if math.isnan(number) else number
+
+
+def item_scores(rows: Iterable[Mapping[str, Any]], column: str, also: Sequence[str] = ()) -> dict[ItemKey, float]:
     """A measured column by video, noise instance and the columns `also`."""
     return {tuple(row[name] for name in (*ITEM, *also)): float(row[column]) for row in rows}
 
 
-def paired_difference(scores: Mapping[Item, float], reference: Mapping[Item, float]) -> tuple[float, float, int]:
+def paired_difference(scores: Mapping[ItemKey, float], reference: Mapping[ItemKey, float]) -> tuple[float, float, int]:
     """`mean_and_error` of scores less the reference's, over the items that both have.
 
     Clips and sensor noise, which a pair has in common, do not enter the error. Without a pair: (nan, nan, 0).

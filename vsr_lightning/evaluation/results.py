@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from vsr_lightning import files
-from vsr_lightning.averages import mean_and_error
+from vsr_lightning.averages import known, mean_and_error
 from vsr_lightning.conditions import CONDITION, ITEM
 from vsr_lightning.errors import UserError
 
@@ -270,8 +270,8 @@ def column_mean(rows: Iterable[Mapping[str, Any]], column: str) -> tuple[float |
     values = [(normalise(row.get("video")), float(row[column])) for row in rows if row.get(column) is not None]
     if not values:
         return None, None
-    mean, error, videos = mean_and_error(values)
-    return mean, error if videos > 1 else None
+    mean, error, _ = mean_and_error(values)
+    return mean, known(error)
 
 
 def format_summary(summary: Sequence[Mapping[str, Any]]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from vsr_lightning.averages import Item, paired_difference
+from vsr_lightning.averages import ItemKey, paired_difference
 from vsr_lightning.conditions import CONDITION, OPERATOR, without
 from vsr_lightning.figures.drawing import (
     against_frames,
@@ -109,14 +109,14 @@ def convergence(rows: Iterable[Row], oracle: Sequence[Row] = ()) -> list[dict[st
     return lines
 
 
-def _spread(by_width: Sequence[Mapping[Item, float]]) -> tuple[float, float]:
+def _spread(by_width: Sequence[Mapping[ItemKey, float]]) -> tuple[float, float]:
     """The best mean over videos of any width minus the worst one, and its standard error by the jackknife."""
 
-    def spread(without: Item | None = None) -> float:
+    def spread(without: ItemKey | None = None) -> float:
         means = [fmean(score for video, score in scores.items() if video != without) for scores in by_width]
         return max(means) - min(means)
 
-    videos = set[Item]().union(*by_width)
+    videos = set[ItemKey]().union(*by_width)
     if any(len(scores) < 2 for scores in by_width):
         return spread(), math.nan
     left_out = [spread(video) for video in videos]
@@ -142,7 +142,7 @@ def _width(row: Row) -> float:
     return float(row["sigma_h"])
 
 
-def _video_means(rows: Iterable[Row]) -> dict[Item, float]:
+def _video_means(rows: Iterable[Row]) -> dict[ItemKey, float]:
     """Mean over noise instances, by video alone."""
     by_video = grouped(rows, itemgetter("video"))
     return {(video,): fmean(float(row[METRIC]) for row in of_video) for video, of_video in by_video.items()}

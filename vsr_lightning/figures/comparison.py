@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from vsr_lightning.averages import known
 from vsr_lightning.conditions import OPERATOR
 from vsr_lightning.figures.drawing import (
     annotate,
@@ -154,7 +155,7 @@ def _scores(rows: Iterable[Row], suffix: str) -> dict[str, Any]:
     for score, column in SCORES.items():
         if measured := [row for row in rows if row.get(column + suffix)]:
             line[score], error, line["clips"] = mean_of(measured, column + suffix)
-            line[f"{score}_se"] = None if math.isnan(error) else error
+            line[f"{score}_se"] = known(error)
     return line
 
 

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from vsr_lightning.averages import Item, item_scores, paired_difference
+from vsr_lightning.averages import ItemKey, item_scores, paired_difference
 from vsr_lightning.conditions import CONDITION, FRAMES, without
 from vsr_lightning.figures.drawing import (
     against_frames,
@@ -116,7 +116,7 @@ def random_minus_sequential(rows: Iterable[Row], metric: str = METRIC) -> dict[i
     return {num_frames: gain for num_frames, gain in gains.items() if gain[-1] > 0}
 
 
-def _scores(rows: Iterable[Row], order: str, metric: str) -> dict[Item, float]:
+def _scores(rows: Iterable[Row], order: str, metric: str) -> dict[ItemKey, float]:
     return item_scores((row for row in rows if row["order"] == order), metric, also=SETTING)
 
 
