@@ -78,17 +78,19 @@ def compare(rows: Iterable[Row], means: Iterable[Row] = ()) -> list[dict[str, An
 
 def _compare_settings(rows: Iterable[Row], means: Iterable[Row]) -> list[dict[str, Any]]:
     by_setting, of_mean = grouped(rows, setting_of), grouped(means, setting_of)
-    reference = item_scores(by_setting[_reference(by_setting)], METRIC)
     seconds: dict[tuple, list[float]] = defaultdict(list)
     for setting, group in by_setting.items():
         seconds[setting[:2]] += [float(row["seconds"]) for row in group]
     lines = []
     for setting, group in sorted(by_setting.items()):
         score, error, videos = mean_of(group, METRIC)
-        difference, difference_error, _ = paired_difference(item_scores(group, METRIC), reference)
         joint = mean_of(of_mean[setting], f"{METRIC}_of_mean")[0] if setting in of_mean else None
-        values = (*setting, median(seconds[setting[:2]]), score, error, joint, difference, difference_error, videos)
-        lines.append(dict(zip(COLUMNS[len(OBSERVATION) :], values, strict=True)))
+        measured = {"seconds": median(seconds[setting[:2]]), METRIC: score, f"{METRIC}_se": error}
+        lines.append({**setting._asdict(), **measured, f"{METRIC}_of_mean": joint, "videos": videos})
+    reference = item_scores(by_setting[setting_of(_reference(lines))], METRIC)
+    for line in lines:
+        pairs = paired_difference(item_scores(by_setting[setting_of(line)], METRIC), reference)
+        line["difference"], line["difference_se"], _ = pairs
     return lines
 
 
@@ -100,8 +102,9 @@ def setting_of(row: Row) -> Setting:
     return Setting(str(row["sampler"]), int(row["steps"]), float(row["zeta"]))
 
 
-def _reference(by_setting: Mapping[Setting, Sequence[Row]]) -> Setting:
-    return max(by_setting, key=lambda setting: (setting.steps, mean_of(by_setting[setting], METRIC)[0]))
+def _reference(lines: Iterable[Line]) -> Line:
+    """The best of those with the most steps."""
+    return max(lines, key=lambda line: (line["steps"], line[METRIC]))
 
 
 # --------------------------------------------------------------------------------------------- drawing
@@ -138,18 +141,14 @@ def _draw_ranks(table: Sequence[Line], rows: Sequence[Row]) -> Figure:
         names = [f"{line['sampler']}, {line['steps']} steps, {line['seconds']:.2g} s" for line in ranked]
         left.set_yticks(range(len(ranked)), names, fontsize=8)
         left.set_title(_observation_title(lines[0]), fontsize=9, loc="left")
+        reference = _reference(lines)
         right.axvline(0, color="dimgrey", linewidth=0.8)
-        right.set_xlabel(f"less that of {_reference_name(lines)}, in pairs (dB)", fontsize=9)
+        right.set_xlabel(f"less that of {reference['sampler']}, {reference['steps']} steps, in pairs (dB)", fontsize=9)
         left.set_xlabel("PSNR of the first frame (dB)", fontsize=9)
         for axes in (left, right):
             axes.grid(alpha=0.3, linewidth=0.6)
     figure.suptitle("\n".join([source(rows[0]), f"{counts(rows)}; s: seconds a restoration"]), fontsize=10)
     return figure
-
-
-def _reference_name(lines: Iterable[Line]) -> str:
-    reference = max(lines, key=lambda line: (line["steps"], line[METRIC]))
-    return f"{reference['sampler']}, {reference['steps']} steps"
 
 
 def _draw_curves(table: Sequence[Line], rows: Sequence[Row]) -> Figure:
