@@ -31,7 +31,7 @@ def test_nothing_is_written_and_nothing_pretended(overrides, tmp_path, capsys):
     assert told[5] == "batches of at most 3, by device: 3"
     assert told[6].startswith("time: unknown, nothing was measured yet of dps_restart with tiny_prior@")
     # 8 videos of 40,960 bytes, twice two clips of three and a bit.
-    assert told[7] == "disk: at most 1 MB"
+    assert told[7] == "disk: at most 0.8 MB"
 
 
 def test_by_device(overrides):

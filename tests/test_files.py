@@ -154,3 +154,9 @@ def test_a_lock_waits_for_the_end_of_the_process_that_holds_it(tmp_path, capfd):
         assert file.read() == "end"
     assert f"{tmp_path}: another process is at work here" in capfd.readouterr().err
     holder.wait()
+
+
+def test_sizes_in_words():
+    assert [files.size_in_words(size) for size in (0, 3_710_000, 999_000_000, 48.4e9)] == [
+        *("0.0 MB", "3.7 MB", "999.0 MB", "48.4 GB")
+    ]

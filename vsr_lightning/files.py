@@ -28,6 +28,11 @@ SEAL_BEGINS = b"sha256 "
 SEAL_SIZE = 512  # the smallest "user block", which HDF5 leaves alone
 
 
+def size_in_words(num_bytes: float) -> str:
+    """As "48.4 GB" or "3.7 MB"."""
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
+
+
 class DamagedFile(UserError):
     """A file does not hold what was written to it."""
 

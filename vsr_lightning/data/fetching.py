@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vsr_lightning.errors import UserError
-from vsr_lightning.files import put_in_place, remove_abandoned, temporary_path
+from vsr_lightning.files import put_in_place, remove_abandoned, size_in_words, temporary_path
 
 
 def read_dirs(dir: str = "") -> list[Path]:
@@ -35,10 +35,9 @@ def check_space(folder: Path, num_bytes: float) -> None:
     existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     free = shutil.disk_usage(existing).free
     if free < num_bytes:
-        unit, name = (1e9, "GB") if num_bytes >= 1e9 else (1e6, "MB")
         raise UserError(
-            f"{folder}: {num_bytes / unit:.1f} {name} are needed, {free / unit:.1f} {name} are free; make room, or "
-            "name a folder on another disk as data.dir"
+            f"{folder}: {size_in_words(num_bytes)} are needed, {size_in_words(free)} are free; make room, or name a "
+            "folder on another disk as data.dir"
         )
 
 

@@ -9,7 +9,7 @@ from statistics import median
 
 import yaml
 
-from vsr_lightning import processes, provenance
+from vsr_lightning import files, processes, provenance
 from vsr_lightning.conditions import CONDITION, Item
 from vsr_lightning.errors import UserError
 from vsr_lightning.evaluation import results
@@ -37,7 +37,7 @@ def dry_run(experiment: Experiment, limit: int | None = None) -> str:
         f"now: {len(now)} restorations" + (f" (--limit {limit})" if limit is not None else ""),
         f"batches of at most {experiment.trainer.batch_size}, by device: {_batches(experiment, now)}",
         f"time: {_time(job, now)}",
-        f"disk: at most {_size(_disk_bytes(job, now))}",
+        f"disk: at most {files.size_in_words(_disk_bytes(job, now))}",
         *held.damaged,
     ]
     return "\n".join(lines)
@@ -150,7 +150,3 @@ def _duration(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"
     return f"{seconds:.0f} seconds"
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{math.ceil(num_bytes / 1e6)} MB"
