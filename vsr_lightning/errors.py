@@ -1,4 +1,4 @@
-"""Mistakes of the user's making, told in one line."""
+"""What ends a command with one line on stderr, and the words of such lines."""
 
 import difflib
 from collections.abc import Iterable

@@ -46,9 +46,9 @@ def dps_data_steps_sample(
         max_move: see `polyak_move`.
 
     Raises:
-        UserError: a level is out of order, or there are too few steps.
+        UserError: a level is out of order, or there are too few steps or too many.
     """
-    levels = _levels(prior.schedule, steps, (start, high, low), repeats)
+    levels = _levels(prior.schedule, steps, start, high, low, repeats)
     guidance = PolyakGuidance(observation.noise_norm, zeta, max_move)
     settled = timestep_of(cool_from, prior.schedule, "cool_from")
     descent = Descent(prior, observation, noise, guidance, settled, on_step)
@@ -61,10 +61,9 @@ def dps_data_steps_sample(
 
 
 def _levels(
-    schedule: LinearSchedule, steps: int, bounds: tuple[float, float, float], repeats: int
+    schedule: LinearSchedule, steps: int, start: float, high: float, low: float, repeats: int
 ) -> list[tuple[Step, int]]:
     """The steps of the diffusion, evenly spaced in t, and how many looks each takes: `steps` in all."""
-    start, high, low = bounds
     timestep_of(start, schedule, "start")
     if repeats < 1:
         raise UserError(f"sampler.repeats: {repeats} is not at least 1")
