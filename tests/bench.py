@@ -299,12 +299,10 @@ def short_training(path: str, overrides: list[str], steps: int) -> Experiment:
 
 def profile(work: Callable[[], Any], device: torch.device, path: Path, rows: int = 25) -> None:
     """Write which kernels the time of one call goes to, the longest first."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if device.type == "cuda":
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    activity = torch.profiler.ProfilerActivity.CUDA if device.type == "cuda" else torch.profiler.ProfilerActivity.CPU
     work()
     synchronise(device)
-    with torch.profiler.profile(activities=activities) as profiler:
+    with torch.profiler.profile(activities=[activity]) as profiler:
         work()
         synchronise(device)
     table = profiler.key_averages().table(sort_by=f"self_{device.type}_time_total", row_limit=rows)
