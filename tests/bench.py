@@ -297,7 +297,7 @@ def short_training(path: str, overrides: list[str], steps: int) -> Experiment:
 # ---------------------------------------------------------------------------------------------- profiling
 
 
-def profile(work: Callable[[], Any], device: torch.device, path: Path, rows: int = 25) -> None:
+def profile(work: Callable[[], Any], device: torch.device, path: Path, rows: int = 40) -> None:
     """Write which kernels the time of one call goes to, the longest first."""
     activity = torch.profiler.ProfilerActivity.CUDA if device.type == "cuda" else torch.profiler.ProfilerActivity.CPU
     work()
