@@ -31,9 +31,11 @@ def tiny_module(tmp_path, **changes) -> PushSim:
         ({"trajectory_frames": 1}, "data.trajectory_frames"),
         ({"simulation_seed": -1}, "data.simulation_seed"),
         ({"processes": -1}, "data.processes"),
+        ({"camera": "image_aux1"}, "data.camera: simulated clips are of 'front', not 'image_aux1'"),
+        ({"source": "archive.tar"}, "data.source"),
     ],
 )
-def test_bad_numbers_name_the_key(tmp_path, changes, key):
+def test_bad_values_name_the_key(tmp_path, changes, key):
     with pytest.raises(UserError, match=key):
         tiny_module(tmp_path, **changes)
 

@@ -18,6 +18,8 @@ from vsr_lightning.data.trajectories import TrajectoryDataModule
 from vsr_lightning.errors import UserError
 from vsr_lightning.files import remove_abandoned, replacing
 
+CAMERA = "front"  # the only one that is rendered
+
 
 class PushSim(TrajectoryDataModule):
     """Clips of simulated robot pushing; `make data-sim` simulates them.
@@ -56,6 +58,8 @@ class PushSim(TrajectoryDataModule):
                 raise UserError(f"data.{key}: must not be negative, not {value}")
         self.trajectory_frames = trajectory_frames
         self.simulation_seed = simulation_seed
+        if self.camera not in ("", CAMERA):
+            raise UserError(f"data.camera: simulated clips are of '{CAMERA}', not '{self.camera}'; leave it out")
         if self.source:
             raise UserError("data.source: simulated clips have none; leave it out")
         self.processes = processes or _available_cores()
@@ -112,7 +116,7 @@ class PushSim(TrajectoryDataModule):
             tqdm(chunks, total=count, desc=path.name, unit=" trajectories"),
             name=path.stem,
             source=self._origin(split),
-            camera="front",
+            camera=CAMERA,
             frames_per_second=simulator.frames_per_second,
             created_by=f"vsr_lightning, {simulator.renderer}",
         )
