@@ -173,6 +173,21 @@ def test_stores_of_another_source_or_split_are_not_taken_for_this_one(tar, tmp_p
         fetch(tar, val_every=7)
 
 
+@pytest.mark.parametrize("place", ["data.source", "data"])
+def test_stores_of_another_source_are_not_replaced_where_that_of_training_is_missing(tar, tmp_path, place):
+    fetch(tar)
+    remove(["data/bair-train.h5"])
+    if place == "data":
+        write_folder(Path("data"))
+    given = {"data.source": write_tar(tmp_path / "other.tar"), "data": ""}[place]
+    before = {store: Path(store).read_bytes() for store in (STORES[0], STORES[2])}
+    with pytest.raises(UserError, match=r"bair-(val|test).h5: made from archive.tar, .*delete"):
+        fetch(given)
+    assert {store: Path(store).read_bytes() for store in before} == before
+    fetch(tar)  # of the same, as an interruption leaves them
+    assert set(STORES) <= {*files()}
+
+
 def test_nothing_is_trained_on_stores_of_another_source_or_split(tar, tmp_path):
     fetch(tar)
     tar.unlink()  # the stores are enough

@@ -121,7 +121,9 @@ class BAIR(TrajectoryDataModule):
         folder = write_dir(self.dir)
         for file in (ARCHIVE, *map(self.store_file, SPLITS)):
             remove_abandoned(folder / file)  # before free space is looked at
-        source = self._find_source() or self._download(folder)
+        source = self._find_source()
+        self._check_what_is_replaced(folder, source.name if source else ARCHIVE)
+        source = source or self._download(folder)
         check_space(folder, STORED_SHARE * num_bytes(source))
         counts = convert(source, folder, self.camera, self.val_every)
         self._report(counts, folder)
@@ -141,12 +143,19 @@ class BAIR(TrajectoryDataModule):
     def open_store(self, path: Path) -> ClipStore:
         """A store, or a UserError where it is not what `camera`, `source` and `val_every` would make."""
         store = super().open_store(path)
-        self._check_origin(store)
+        self._check_origin(store, _source_name(Path(self.source)) if self.source else "")
         return store
 
-    def _check_origin(self, store: ClipStore) -> None:
+    def _check_what_is_replaced(self, folder: Path, source_name: str) -> None:
+        """Refuse to make stores over those of another source: what an interruption left is of the same."""
+        for path in map(folder.joinpath, map(self.store_file, SPLITS)):
+            if path.exists():
+                self._check_origin(self.open_store(path), source_name)
+
+    def _check_origin(self, store: ClipStore, source_name: str) -> None:
+        """Raise UserError unless a store was made with `val_every`, and from this source if one is named."""
         name, _, val_every = store.attributes["source"].partition(VAL_EVERY)
-        wanted = _source_name(Path(self.source)) if self.source else name
+        wanted = source_name or name
         if (name, val_every) != (wanted, str(self.val_every)):
             raise UserError(
                 f"{store.path}: made from {store.attributes['source']}, not from {wanted}{VAL_EVERY}{self.val_every}; "
