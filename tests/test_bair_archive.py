@@ -57,6 +57,10 @@ BAD_RECORDS = {
         altered("4/image_aux1/encoded", bytes_feature(bytes(3 * 128 * 128))),
         f"{RECORD}: '4/image_aux1/encoded' is 49,152 bytes, not 64 x 64 x 3",
     ),
+    "another frame": (
+        altered("30/image_aux1/encoded", bytes_feature(bytes(3 * 64 * 64))),
+        f"{RECORD}: has more than 30 frames",
+    ),
     "empty image": (altered("4/image_aux1/encoded", b""), f"{RECORD}: '4/image_aux1/encoded' is 0 bytes"),
     "two images": (
         altered("4/image_aux1/encoded", field(1, 2 * field(1, bytes(12_288)))),

@@ -113,9 +113,11 @@ def _is_record_file(path: Path | PurePosixPath) -> bool:
 def parse_trajectory(record: Record, camera: str) -> dict[str, np.ndarray]:
     """A trajectory as stores keep it: `video` uint8 (1, F, H, W, C), `action` and `endeffector_pos` float32 (1, F, n).
 
-    Raises UserError, with the record's name, where something is missing or of another size.
+    Raises UserError, with the record's name, where something is missing, too much or of another size.
     """
     features = parse_example(record.data, record.name)
+    if f"{NUM_FRAMES}/{camera}/encoded" in features:
+        raise UserError(f"{record.name}: has more than {NUM_FRAMES} frames, so it is not of BAIR robot pushing small")
     images = [_image(features, f"{frame}/{camera}/encoded", record.name) for frame in range(NUM_FRAMES)]
     arrays = {"video": np.frombuffer(b"".join(images), np.uint8).reshape(1, NUM_FRAMES, *IMAGE_SHAPE)}
     for key, size in STATE_SIZES.items():
