@@ -175,16 +175,21 @@ def _another_format(path):
         file.attrs["format"] = 2
 
 
-def _no_format(path):
-    with h5py.File(path, "a") as file:
-        del file.attrs["format"]
+def _without(attribute):
+    def spoil(path):
+        with h5py.File(path, "a") as file:
+            del file.attrs[attribute]
+
+    return spoil
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
+        (_without("camera"), "not a clip store .*camera"),
+        (_without("source"), "not a clip store .*source"),
         (_another_format, "another version .store format 2, not 1.; delete"),
-        (_no_format, "another version .store format none, not 1.; delete"),
+        (_without("format"), "another version .store format none, not 1.; delete"),
         (lambda path: path.unlink(), "no such"),
         (lambda path: path.write_text("text"), "not an HDF5"),
         (_truncate, "truncated"),

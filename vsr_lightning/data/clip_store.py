@@ -212,9 +212,11 @@ class ClipStore(Dataset[Tensor]):
             raise UserError(f"{self.path}: not an HDF5 file, or truncated; delete and rebuild it") from error
         video = file.get("video")
         is_store = isinstance(video, h5py.Dataset) and video.dtype == np.uint8 and video.ndim == 5
-        if not is_store or "sha256" not in file.attrs:
+        if not is_store or not file.attrs.keys() >= {"sha256", "source", "camera"}:
             file.close()
-            raise UserError(f"{self.path}: not a clip store (no uint8 `video` (N, F, H, W, C) with a sha256)")
+            raise UserError(
+                f"{self.path}: not a clip store (no uint8 `video` (N, F, H, W, C) with sha256, source and camera)"
+            )
         if file.attrs.get("format") != STORE_FORMAT:
             found = file.attrs.get("format", "none")
             file.close()
