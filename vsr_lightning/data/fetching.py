@@ -52,6 +52,7 @@ def download(url: str, path: Path, url_infos: Mapping[str, Any], *, seconds: flo
         raise UserError(f"{url}: out of reach, or too slow")
 
     from tensorflow_datasets.core.download import DownloadManager
+    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
     folder = temporary_path(path)
     try:
@@ -60,7 +61,9 @@ def download(url: str, path: Path, url_infos: Mapping[str, Any], *, seconds: flo
         folder.mkdir(parents=True)
         manager = DownloadManager(download_dir=folder, url_infos=dict(url_infos), force_checksums_validation=True)
         put_in_place(Path(manager.download(url)), path)
-    except Exception as error:  # whatever requests, urllib3, the file system or TFDS's checksum test raise
+    except NonMatchingChecksumError as error:
+        raise UserError(f"{url}: what arrived has another checksum than TFDS knows; nothing of it is kept") from error
+    except Exception as error:  # whatever requests, urllib3, or the file system raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{url}: download to {path} failed: {reason}") from error
     except KeyboardInterrupt:
