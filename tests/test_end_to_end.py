@@ -157,7 +157,7 @@ def test_mistakes_are_one_line_and_exit_code_2(command, tmp_path, capsys):
     assert command("sweep", "sweep_frames.yaml", *GRID, "prior=nowhere") == 2
     captured = capsys.readouterr()
     assert captured.err == (
-        "error: nowhere/card.yaml: no such file; name a prior's folder, as prior=data/checkpoints/moving_mnist, or "
-        "train one and `export` it\n"
+        "error: nowhere/card.yaml: no such file; name the folder of a prior that suits the data (prior=…; "
+        "data/checkpoints has the shipped ones), or make one: make train-mnist, make train-bair\n"
     )
     assert not (tmp_path / "runs").exists()

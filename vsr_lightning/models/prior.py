@@ -153,8 +153,8 @@ def read_card(folder: str | Path) -> dict[str, Any]:
         card = yaml.safe_load(path.read_text())
     except FileNotFoundError:
         raise UserError(
-            f"{path}: no such file; name a prior's folder, as prior=data/checkpoints/moving_mnist, or train one and "
-            "`export` it"
+            f"{path}: no such file; name the folder of a prior that suits the data (prior=…; data/checkpoints has the "
+            "shipped ones), or make one: make train-mnist, make train-bair"
         ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         raise UserError(f"{path}: cannot be read as a prior's card; export the prior again") from None
