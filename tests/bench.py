@@ -47,9 +47,10 @@ def forward_flops(network: nn.Module, *inputs: Tensor) -> tuple[float, float]:
         weight: Tensor = module.weight  # type: ignore[assignment]
         dense += 2 * output.numel() * weight[0].numel()
 
-    def count_attention(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal attention
+    def count_attention(module: Attention, args: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal dense, attention
         batch, tokens, width = args[0].shape
+        dense += 2 * batch * tokens * module.qkv.weight.numel()  # applied by its weight, so no hook hears of it
         attention += 4 * batch * tokens**2 * width  # q k^T, and the weights times v
 
     hooks = []

@@ -33,6 +33,20 @@ class GroupNorm(nn.GroupNorm):
         return grouped.mean(dim=2, keepdim=True).expand_as(grouped).flatten(1, 2)
 
 
+class PixelShuffle(nn.PixelShuffle):
+    """Rearrangement of channels into pixels (Shi et al. 2016) that, where it is compiled, stays channels last.
+
+    So the gradient comes back to the convolution in the order that it works in, where it would else be copied.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            return super().forward(x)
+        r = self.upscale_factor
+        pixels = rearrange(x.permute(0, 2, 3, 1), "n h w (c i j) -> n (h i) (w j) c", i=r, j=r)
+        return pixels.permute(0, 3, 1, 2)
+
+
 class ResBlock(nn.Module):
     """Two 3x3 convolutions around an identity; the second starts at zero, so the block does too."""
 
@@ -81,13 +95,13 @@ class Decoder(nn.Module):
             layers += [ResBlock(widths[level]) for _ in range(blocks[level])]
             if level > 0:
                 # A 1x1 convolution and a shuffle: four times cheaper than a convolution after upsampling.
-                layers += [nn.Conv2d(widths[level], 4 * widths[level - 1], 1), nn.PixelShuffle(2)]
+                layers += [nn.Conv2d(widths[level], 4 * widths[level - 1], 1), PixelShuffle(2)]
         layers += [
             GroupNorm(8, widths[0]),
             nn.SiLU(),
             nn.Conv2d(widths[0], 4 * out_channels, 3, padding=1),
         ]
-        self.layers = nn.Sequential(*layers, nn.PixelShuffle(2))
+        self.layers = nn.Sequential(*layers, PixelShuffle(2))
 
     def forward(self, z: Tensor) -> Tensor:
         return self.layers(z)

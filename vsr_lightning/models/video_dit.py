@@ -33,12 +33,18 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope: Tensor | None = None) -> Tensor:
         """x: (B, N, D); rope: `rotations` (2, N, D / heads), None for no rotation."""
-        # Heads stay behind tokens, as the projection leaves them: attention takes strides, other orders cost copies.
-        q, k, v = rearrange(self.qkv(x), "b n (three heads d) -> three b n heads d", three=3, heads=self.heads)
-        q, k = self.q_norm(q), self.k_norm(k)
+        # Heads stay behind tokens, as the projections leave them: attention takes strides, other orders cost copies.
+        # q and k are one tensor and v another: compiled, the gradients of three parts of one are joined by masks.
+        (w_qk, w_v), (b_qk, b_v) = (
+            each.tensor_split([2 * len(each) // 3]) for each in (self.qkv.weight, self.qkv.bias)
+        )
+        qk = functional.linear(x, w_qk, b_qk).unflatten(-1, (2, self.heads, -1))
+        v = functional.linear(x, w_v, b_v).unflatten(-1, (self.heads, -1))
+        qk = functional.rms_norm(qk.float(), qk.shape[-1:], eps=self.q_norm.eps)
+        qk = qk * torch.stack((self.q_norm.weight, self.k_norm.weight))[:, None]
         if rope is not None:
-            q, k = rotate(q, rope), rotate(k, rope)
-        q, k, v = (each.to(v.dtype).transpose(1, 2) for each in (q, k, v))
+            qk = rotate(qk.flatten(2, 3), rope).view_as(qk)
+        q, k, v = (each.transpose(1, 2) for each in (*qk.to(v.dtype).unbind(2), v))
         out = functional.scaled_dot_product_attention(q, k, v)
         return self.out(out.transpose(1, 2).flatten(2))
 
