@@ -9,7 +9,7 @@ import result_rows
 import yaml
 
 from vsr_lightning.evaluation.results import RowWriter, write_means, write_tables
-from vsr_lightning.evaluation.videos import ClipWriter, merge_clips
+from vsr_lightning.evaluation.videos import Clip, ClipWriter, merge_clips
 from vsr_lightning.figures.frame_count import make_figures
 
 FRAMES, SIZE, FACTOR = 10, 16, 4
@@ -68,7 +68,7 @@ def make_run(folder, channels=1, **setting):
         # The baseline is kept where all frames are observed, so that one panel is not always there.
         bicubic = truth if condition["num_frames"] == FRAMES else None
         observed = truth[:, ::FACTOR, ::FACTOR]
-        ClipWriter(folder).append(condition | {"video": 0}, observed, restored, truth, frames, bicubic)
+        ClipWriter(folder).append([Clip(condition | {"video": 0}, observed, restored, truth, frames, bicubic)])
     failed = conditions[0] | {"video": 2, "noise": 0, "psnr_first": None, "status": "non-finite at step 3"}
     RowWriter(folder).append([*rows, failed])
     write_means(folder, [result_rows.mean_of(row, n_samples=1, psnr_first_of_mean=20.0) for row in rows])
@@ -97,7 +97,7 @@ def make_large_run(folder):
         restored, bicubic = ((truth + rng.normal(20, 2, truth.shape)).astype(np.uint8) for _ in range(2))
         arrays = truth[:, ::8, ::8].astype(np.uint8), restored, truth.astype(np.uint8)
         frames = observed_frames(condition["num_frames"], condition["order"])
-        writers[condition["num_frames"] - 1].append(condition | {"video": 0}, *arrays, frames, bicubic)
+        writers[condition["num_frames"] - 1].append([Clip(condition | {"video": 0}, *arrays, frames, bicubic)])
     RowWriter(folder).append(rows)
     write_means(folder, [result_rows.mean_of(row, n_samples=1, psnr_first_of_mean=20.0) for row in rows])
     write_tables(folder)

@@ -9,7 +9,7 @@ import result_rows
 from PIL import Image
 
 from vsr_lightning.evaluation.results import RowWriter, write_tables
-from vsr_lightning.evaluation.videos import ClipWriter, merge_clips
+from vsr_lightning.evaluation.videos import Clip, ClipWriter, merge_clips
 from vsr_lightning.figures.aliasing import convergence, draw_fig4, draw_fig5, make_figures, sharpest_and_blurriest
 from vsr_lightning.figures.reading import read_ok_rows
 
@@ -34,7 +34,7 @@ def run_dir(tmp_path):
         for sigma_h in (0.0, 4.0, 10.0):
             truth = np.full((10, 64, 64, 1), 200, np.uint8)
             observed = np.full((10, 64 // factor, 64 // factor, 1), int(20 * sigma_h), np.uint8)
-            ClipWriter(tmp_path).append(item(factor, 10, sigma_h, 0, 0, 0), observed, truth, truth, range(10))
+            ClipWriter(tmp_path).append([Clip(item(factor, 10, sigma_h, 0, 0, 0), observed, truth, truth, range(10))])
     merge_clips(tmp_path)
     return tmp_path
 

@@ -8,7 +8,7 @@ import result_rows
 from PIL import Image
 
 from vsr_lightning.evaluation.results import RowWriter, read_table, write_means, write_tables
-from vsr_lightning.evaluation.videos import ClipWriter, merge_clips
+from vsr_lightning.evaluation.videos import Clip, ClipWriter, merge_clips
 from vsr_lightning.figures.comparison import clips_by_kernel, draw_fig6, draw_fig7, make_figures
 from vsr_lightning.figures.reading import read_clips
 from vsr_lightning.files import DamagedFile
@@ -48,7 +48,7 @@ def append_clip(run_dir, row, channels=3, bicubic=True):
     truth = coloured_video(row["video"])[..., :channels] // 2
     observed = truth[:, :: row["factor"], :: row["factor"]]
     baseline = {"bicubic": truth + 102} if bicubic else {}
-    ClipWriter(run_dir).append(row, observed, truth + 51, truth, range(row["num_frames"]), **baseline)
+    ClipWriter(run_dir).append([Clip(row, observed, truth + 51, truth, range(row["num_frames"]), **baseline)])
 
 
 def write_run(run_dir, operators, channels=3, videos=2):

@@ -14,6 +14,7 @@ from vsr_lightning.data.moving_mnist import MovingMNIST
 from vsr_lightning.degradation.downsample import Downsample, upsample_bicubic
 from vsr_lightning.evaluation import results, videos
 from vsr_lightning.evaluation.run import sweep
+from vsr_lightning.inference.lit_vsr import LitVSR
 from vsr_lightning.metrics import psnr, ssim, temporal_error
 from vsr_lightning.models.prior import fingerprint
 from vsr_lightning.training.run import make_datamodule
@@ -162,3 +163,19 @@ def test_means_over_noise_instances_by_hand(tiny_prior, tmp_path):
         assert row["psnr_first_of_mean"] == pytest.approx(quality[0].item(), abs=1e-4)
         assert row["psnr_mean_of_mean"] == pytest.approx(quality.mean().item(), abs=1e-4)
         assert row["n_samples"] == 2
+
+
+def test_deterministic_is_asked_of_torch_while_sampling_and_changes_nothing_on_a_cpu(tiny_prior, tmp_path, monkeypatch):
+    asked = []
+    predict_step = LitVSR.predict_step
+
+    def watched(self, batch, batch_idx):
+        asked.append(torch.are_deterministic_algorithms_enabled())
+        return predict_step(self, batch, batch_idx)
+
+    monkeypatch.setattr(LitVSR, "predict_step", watched)
+    folder = sweep(experiment(tiny_prior, tmp_path, "trainer.deterministic=true"))
+    again = sweep(experiment(tiny_prior, tmp_path, "name=again"))
+    batches = len(asked) // 2
+    assert asked == [True] * batches + [False] * batches
+    assert_same_rows(rows_by_item(folder), rows_by_item(again), tolerance=0)

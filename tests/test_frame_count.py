@@ -8,7 +8,7 @@ import result_rows
 from PIL import Image
 
 from vsr_lightning.evaluation.results import RowWriter, read_table, write_tables
-from vsr_lightning.evaluation.videos import ClipWriter, merge_clips, read_clips
+from vsr_lightning.evaluation.videos import Clip, ClipWriter, merge_clips, read_clips
 from vsr_lightning.figures.frame_count import draw_fig2, draw_fig3, fig2, make_figures, random_minus_sequential
 from vsr_lightning.figures.reading import read_ok_rows
 
@@ -31,7 +31,7 @@ def append_clip(run_dir, row, error):
     truth = bouncing_square()
     restored = np.where(truth > 0, 255 - error, error).astype(np.uint8)
     frames = range(row["num_frames"])
-    ClipWriter(run_dir).append(row, truth[:, ::8, ::8], restored, truth, frames)
+    ClipWriter(run_dir).append([Clip(row, truth[:, ::8, ::8], restored, truth, frames)])
 
 
 @pytest.fixture

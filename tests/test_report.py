@@ -13,7 +13,7 @@ from fabricated import META, SETTING, Page, decode, make_run, truth_clip
 from vsr_lightning.__main__ import main
 from vsr_lightning.errors import UserError
 from vsr_lightning.evaluation.results import read_table
-from vsr_lightning.evaluation.videos import ClipWriter, merge_clips
+from vsr_lightning.evaluation.videos import Clip, ClipWriter, merge_clips
 from vsr_lightning.figures.report import make_report
 
 ROOT = Path(__file__).parents[1]
@@ -80,7 +80,7 @@ def test_values_are_escaped(report, run_copy):
     (run_copy / "paired.csv").write_text('num_frames,note\n1,<b>bold</b>\n2,"a"\n')
     row = SETTING | {"num_frames": 2, "order": "</script><script>alert(2)</script>", "video": 0}
     clip = truth_clip(1)
-    ClipWriter(run_copy).append(row, clip, clip, clip, [0, 1])
+    ClipWriter(run_copy).append([Clip(row, clip, clip, clip, [0, 1])])
     merge_clips(run_copy)
     page = report(run_copy)
     assert [tag for tag, _ in page.tags if tag in ("script", "img", "b")] == [

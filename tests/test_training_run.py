@@ -99,6 +99,16 @@ def test_time_limit_stops_with_a_checkpoint_and_the_same_command_goes_on(tmp_pat
     assert (folder / "prior" / "card.yaml").exists()
 
 
+def test_deterministic_is_asked_of_torch_while_training(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        L.LightningModule, "on_train_batch_end", lambda *_: asked.append(torch.are_deterministic_algorithms_enabled())
+    )
+    for name, wanted in (("on", "true"), ("off", "false")):
+        train(experiment("vae", tmp_path, f"name={name}", f"trainer.deterministic={wanted}"))
+    assert asked == [True] * 6 + [False] * 6
+
+
 def test_a_training_is_finished_when_its_seconds_are_spent(tmp_path):
     limited = experiment("vae", tmp_path, "training.max_steps=1000", "training.max_seconds=1e-9")
     folder = train(limited)

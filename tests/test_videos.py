@@ -6,15 +6,15 @@ import pytest
 from PIL import Image
 from result_rows import SETTING, clip, item
 
-from vsr_lightning.evaluation.videos import ClipWriter, merge_clips, read_clips, write_gif
+from vsr_lightning.evaluation.videos import Clip, ClipWriter, merge_clips, read_clips, write_gif
 from vsr_lightning.figures import reading
 from vsr_lightning.files import SEAL_SIZE, DamagedFile
 
 
 def test_clips_of_all_ranks_are_merged_and_read_back(tmp_path):
-    ClipWriter(tmp_path, rank=0).append(item(num_frames=10), **clip(1))
-    ClipWriter(tmp_path, rank=0).append(item(num_frames=3), **clip(2))
-    ClipWriter(tmp_path, rank=1).append(item(num_frames=3, order="random"), **clip(3))
+    ClipWriter(tmp_path, rank=0).append([Clip(item(num_frames=10), **clip(1))])
+    ClipWriter(tmp_path, rank=0).append([Clip(item(num_frames=3), **clip(2))])
+    ClipWriter(tmp_path, rank=1).append([Clip(item(num_frames=3, order="random"), **clip(3))])
     merge_clips(tmp_path)
     merge_clips(tmp_path)
     clips = read_clips(tmp_path)
@@ -31,8 +31,8 @@ def test_clips_of_all_ranks_are_merged_and_read_back(tmp_path):
 def test_clips_of_several_videos_and_the_baseline(tmp_path):
     baseline = np.full((10, 16, 16, 1), 7, np.uint8)
     for video in (2, 0):
-        ClipWriter(tmp_path).append(item(video), **clip(video), bicubic=baseline + video)
-    ClipWriter(tmp_path).append(item(1), **clip(1))
+        ClipWriter(tmp_path).append([Clip(item(video), **clip(video), bicubic=baseline + video)])
+    ClipWriter(tmp_path).append([Clip(item(1), **clip(1))])
     merge_clips(tmp_path)
     clips = read_clips(tmp_path)
     assert [(c["video"], c["restored"].max()) for c in clips] == [(0, 0), (1, 1), (2, 2)]
@@ -40,13 +40,13 @@ def test_clips_of_several_videos_and_the_baseline(tmp_path):
 
 
 def test_a_rerun_adds_and_replaces_clips_and_keeps_the_others(tmp_path):
-    ClipWriter(tmp_path).append(item(num_frames=1), **clip(1))
-    ClipWriter(tmp_path).append(item(num_frames=3), **clip(2))
+    ClipWriter(tmp_path).append([Clip(item(num_frames=1), **clip(1))])
+    ClipWriter(tmp_path).append([Clip(item(num_frames=3), **clip(2))])
     merge_clips(tmp_path)
     (tmp_path / "rows" / "clips-rank-0.h5").unlink()
-    ClipWriter(tmp_path).append(item(num_frames=3), **clip(20))
-    ClipWriter(tmp_path).append(item(num_frames=3.0), **clip(30))
-    ClipWriter(tmp_path).append(item(num_frames=5), **clip(4))
+    ClipWriter(tmp_path).append([Clip(item(num_frames=3), **clip(20))])
+    ClipWriter(tmp_path).append([Clip(item(num_frames=3.0), **clip(30))])
+    ClipWriter(tmp_path).append([Clip(item(num_frames=5), **clip(4))])
     merge_clips(tmp_path)
     restored = {c["num_frames"]: c["restored"].max() for c in read_clips(tmp_path)}
     assert restored == {1: 1, 3: 30, 5: 4}
@@ -54,9 +54,9 @@ def test_a_rerun_adds_and_replaces_clips_and_keeps_the_others(tmp_path):
 
 def test_a_writer_killed_midway_leaves_the_clips_readable(tmp_path):
     writer = ClipWriter(tmp_path)
-    writer.append(item(num_frames=1), **clip(1))
+    writer.append([Clip(item(num_frames=1), **clip(1))])
     writer.path.with_name(writer.path.name + ".tmp").write_bytes(b"half a file")
-    ClipWriter(tmp_path).append(item(num_frames=2), **clip(2))
+    ClipWriter(tmp_path).append([Clip(item(num_frames=2), **clip(2))])
     merge_clips(tmp_path)
     assert [c["num_frames"] for c in read_clips(tmp_path)] == [1, 2]
 
@@ -67,12 +67,12 @@ def test_damaged_clips_do_not_last(tmp_path):
     merge_clips(tmp_path)
     assert not gathered.exists()
     for video, rank in ((0, 0), (1, 1)):
-        ClipWriter(tmp_path, rank).append(item(video), **clip(video))
+        ClipWriter(tmp_path, rank).append([Clip(item(video), **clip(video))])
     (tmp_path / "rows" / "clips-rank-0.h5").write_bytes(b"damaged")
     gathered.write_bytes(b"damaged")
     merge_clips(tmp_path)
     assert [c["video"] for c in read_clips(tmp_path)] == [1]
-    ClipWriter(tmp_path, rank=0).append(item(2), **clip(2))
+    ClipWriter(tmp_path, rank=0).append([Clip(item(2), **clip(2))])
     merge_clips(tmp_path)
     assert [c["video"] for c in read_clips(tmp_path)] == [1, 2]
 
@@ -87,16 +87,16 @@ def remove_seal(path):
 
 def test_clips_without_a_seal_are_read_and_go_on(tmp_path):
     writer = ClipWriter(tmp_path)
-    writer.append(item(0), **clip(1))
+    writer.append([Clip(item(0), **clip(1))])
     remove_seal(writer.path)
-    ClipWriter(tmp_path).append(item(1), **clip(2))
+    ClipWriter(tmp_path).append([Clip(item(1), **clip(2))])
     merge_clips(tmp_path)
     assert [(c["video"], c["restored"].max()) for c in read_clips(tmp_path)] == [(0, 1), (1, 2)]
 
 
 def test_damage_is_noticed_wherever_it_is(tmp_path):
     """Without a seal, HDF5 reads on past some of it, and never returns from some."""
-    ClipWriter(tmp_path).append(item(0), **clip())
+    ClipWriter(tmp_path).append([Clip(item(0), **clip())])
     merge_clips(tmp_path)
     path = tmp_path / "clips.h5"
     whole = path.read_bytes()
@@ -116,7 +116,7 @@ def test_damage_is_noticed_wherever_it_is(tmp_path):
 @pytest.mark.parametrize("change", ["sigma_h", "video", "truth", "frames"])
 def test_clips_that_are_not_what_was_written(tmp_path, change):
     """In an older file, without a seal, a flipped bit can leave this: HDF5 itself sees nothing wrong."""
-    ClipWriter(tmp_path).append(item(0), **clip())
+    ClipWriter(tmp_path).append([Clip(item(0), **clip())])
     merge_clips(tmp_path)
     remove_seal(tmp_path / "clips.h5")
     read_clips(tmp_path)
@@ -137,7 +137,7 @@ def test_no_clips_make_no_file(tmp_path):
 
 def test_float_clips_are_refused(tmp_path):
     with pytest.raises(ValueError, match="restored must be uint8"):
-        ClipWriter(tmp_path).append(item(), **(clip() | {"restored": np.zeros((10, 16, 16, 1))}))
+        ClipWriter(tmp_path).append([Clip(item(), **(clip() | {"restored": np.zeros((10, 16, 16, 1))}))])
 
 
 def test_gif_shows_observed_restored_truth(tmp_path):

@@ -10,7 +10,7 @@ from PIL import Image
 from result_rows import clip, item
 
 from vsr_lightning.evaluation.results import COLUMNS, RowWriter, read_table, write_tables
-from vsr_lightning.evaluation.videos import ClipWriter, merge_clips
+from vsr_lightning.evaluation.videos import Clip, ClipWriter, merge_clips
 from vsr_lightning.evaluation.wandb_run import ResultsLog, log_curves, log_results
 from vsr_lightning.experiment import Experiment, Logging
 
@@ -61,7 +61,7 @@ def test_log_results_can_be_read_back(tmp_path, offline_run):
     ]
     RowWriter(run_dir).append(items)
     write_tables(run_dir)
-    ClipWriter(run_dir).append(items[0], **clip())
+    ClipWriter(run_dir).append([Clip(items[0], **clip())])
     merge_clips(run_dir)
     figure = run_dir / "fig3.png"
     Image.new("RGB", (30, 20), "red").save(figure)
@@ -108,7 +108,7 @@ def test_log_results_can_be_read_back(tmp_path, offline_run):
 
 def test_clips_have_captions_that_tell_them_apart(tmp_path):
     for video in (0, 3):
-        ClipWriter(tmp_path).append(item(video), **clip())
+        ClipWriter(tmp_path).append([Clip(item(video), **clip())])
     merge_clips(tmp_path)
     RowWriter(tmp_path).append([item(video) for video in (0, 3)])
     write_tables(tmp_path)

@@ -65,6 +65,7 @@ class Trainer:
     max_minutes: float = 0.0  # stop after so long with a checkpoint to resume from; 0 means no limit
     batch_size: int = 16  # of sampling, per device; training takes data.batch_size
     progress: bool = True
+    deterministic: bool = False  # on a GPU: the same bits each time, for the same batch shape; slower
 
     def __post_init__(self) -> None:
         for name, known in {

@@ -84,7 +84,8 @@ def _restore(job: Job, missing: list[Item], held: Inventory, folder: Path, rows:
         enable_progress_bar=False,
         use_distributed_sampler=False,  # it repeats samples to even out the ranks
         inference_mode=False,  # guidance takes gradients
-        benchmark=True,  # batches have one shape
+        deterministic=options.deterministic,
+        benchmark=not options.deterministic,  # batches have one shape
     )
     _end_when_told(trainer)
     processes.announce_to_children(experiment)
@@ -172,20 +173,24 @@ class RowSink(Callback):
             {**self.job.to_row(item), **measured, "status": status}
             for item, measured, status in zip(items, outputs.measured, outputs.status, strict=True)
         ]
-        restored = to_uint8(outputs.x_hat.nan_to_num()).numpy()
+        restored = to_uint8(outputs.x_hat.nan_to_num()).cpu().numpy()
         # Not the failed ones: what a later try restores must not have a rival.
         ok = [index for index, row in enumerate(rows) if row["status"] == "ok"]
-        for index in ok:
-            if self.job.keeps_clip(items[index]) and results.video_key(rows[index]) not in self.held.clips:
-                observed, truth, bicubic = (
-                    to_uint8(video[index]).cpu().numpy() for video in (outputs.y, batch.x, outputs.bicubic)
-                )
-                frames = frames_of(items[index], len(truth), self.job.experiment.seed)
-                self.clips.append(rows[index], observed, restored[index], truth, frames, bicubic)
+        to_keep = [index for index in ok if self._lacks_clip(items[index], rows[index])]
+        self.clips.append([self._clip(index, items[index], rows[index], outputs, batch) for index in to_keep])
         lacking = [index for index in ok if results.item_key(rows[index]) not in self.held.restored]
         if lacking:
             videos.save_restored(self.folder, [rows[index] for index in lacking], restored[lacking])
         self.rows.append([self._to_log(row) for row in rows])
+
+    def _lacks_clip(self, item: Item, row: Row) -> bool:
+        return self.job.keeps_clip(item) and results.video_key(row) not in self.held.clips
+
+    def _clip(self, index: int, item: Item, row: Row, outputs: Restoration, batch: ObservationBatch) -> videos.Clip:
+        tensors = (outputs.y, outputs.x_hat, batch.x, outputs.bicubic)
+        observed, restored, truth, bicubic = (to_uint8(video[index]).cpu().numpy() for video in tensors)
+        frames = frames_of(item, len(truth), self.job.experiment.seed)
+        return videos.Clip(row, observed, restored, truth, frames, bicubic)
 
     def _to_log(self, row: Row) -> Row:
         """The row to write: for an item that has one, no rival to it."""

@@ -13,6 +13,7 @@ import json
 import math
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,38 @@ def read_restored(path: Path) -> dict[tuple, np.ndarray]:
         return dict(zip(map(tuple, json.loads(str(keys))), restored, strict=True))
 
 
+@dataclass(frozen=True)
+class Clip:
+    """The clip of one item, to look at.
+
+    Args:
+        row: the item's row, or just its condition and video.
+        observed: uint8 (F, h, w, C).
+        restored, truth: uint8 (F, H, W, C).
+        frames: indices, from 0, of the frames that were observed.
+        bicubic: the baseline at the operator's own phase, uint8 (F, H, W, C), if it is to be kept.
+
+    Raises:
+        ValueError: if an array is not uint8 of four dimensions.
+    """
+
+    row: Mapping[str, Any]
+    observed: np.ndarray
+    restored: np.ndarray
+    truth: np.ndarray
+    frames: Sequence[int]
+    bicubic: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        for name, array in self.arrays().items():
+            if array.dtype != np.uint8 or array.ndim != 4:
+                raise ValueError(f"{name} must be uint8 (F, H, W, C), got {array.dtype} {array.shape}")
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        arrays = {name: getattr(self, name) for name in CLIP_ARRAYS}
+        return {name: array for name, array in arrays.items() if array is not None}
+
+
 class ClipWriter:
     """Keeps clips to look at in `rows/clips-rank-<rank>.h5`, one group per condition and video.
 
@@ -80,38 +113,16 @@ class ClipWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._content = self.path.read_bytes() if self.path.exists() and _is_whole(self.path) else b""
 
-    def append(
-        self,
-        row: Mapping[str, Any],
-        observed: np.ndarray,
-        restored: np.ndarray,
-        truth: np.ndarray,
-        frames: Sequence[int],
-        bicubic: np.ndarray | None = None,
-    ) -> None:
-        """Keep the clips of one item, instead of earlier ones of the same condition and video.
-
-        Args:
-            row: the item's row, or just its condition and video.
-            observed: uint8 (F, h, w, C).
-            restored, truth: uint8 (F, H, W, C).
-            frames: indices, from 0, of the frames that were observed.
-            bicubic: the baseline at the operator's own phase, uint8 (F, H, W, C), if it is to be kept.
-
-        Raises:
-            ValueError: if a clip is not uint8 of four dimensions.
-        """
-        clips = {"observed": observed, "restored": restored, "truth": truth}
-        if bicubic is not None:
-            clips["bicubic"] = bicubic
-        for name, clip in clips.items():
-            if clip.dtype != np.uint8 or clip.ndim != 4:
-                raise ValueError(f"{name} must be uint8 (F, H, W, C), got {clip.dtype} {clip.shape}")
-
-        key = {column: normalise(row.get(column)) for column in CLIP}
+    def append(self, clips: Sequence[Clip]) -> None:
+        """Keep clips, instead of earlier ones of the same condition and video."""
+        if not clips:
+            return
         # HDF5 is not readable when its writer is killed, so the file that others see is always a closed one.
         with _h5_file(self.path, self._content) as file:
-            _replace_group(file, key, {**clips, "frames": np.asarray(list(frames), dtype=np.int64)})
+            for clip in clips:
+                key = {column: normalise(clip.row.get(column)) for column in CLIP}
+                frames = np.asarray(list(clip.frames), dtype=np.int64)
+                _replace_group(file, key, {**clip.arrays(), "frames": frames})
         self._content = self.path.read_bytes()
 
 

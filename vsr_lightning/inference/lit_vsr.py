@@ -38,7 +38,7 @@ class ObservationBatch:
 
 @dataclass
 class Restoration:
-    """What came of the real samples of a batch (padding dropped), on the CPU."""
+    """What came of the real samples of a batch (padding dropped)."""
 
     y: Tensor  # observation (B, F, C, h, w), unobserved frames zero
     x_hat: Tensor  # (B, F, C, H, W)
@@ -102,9 +102,9 @@ class LitVSR(L.LightningModule):
         bicubic = upsample_bicubic(y, degradation)
         measured = self._measure(batch, operator, y, x_hat, bicubic)
         return Restoration(
-            y=y[: batch.size].cpu(),
-            x_hat=x_hat[: batch.size].cpu(),
-            bicubic=bicubic[: batch.size].cpu(),
+            y=y[: batch.size],
+            x_hat=x_hat[: batch.size],
+            bicubic=bicubic[: batch.size],
             measured=[{**row, "seconds": seconds} for row in measured],
             status=status[: batch.size],
         )

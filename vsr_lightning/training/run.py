@@ -197,7 +197,8 @@ def make_trainer(experiment: Experiment, folder: Path, checkpoint: Path) -> L.Tr
         enable_progress_bar=options.progress,
         use_distributed_sampler=False,  # the DataModule shards by itself, and resumes exactly
         inference_mode=False,  # the posterior check takes gradients
-        benchmark=True,
+        deterministic=options.deterministic,
+        benchmark=not options.deterministic,
     )
 
 
