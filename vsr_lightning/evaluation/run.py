@@ -177,7 +177,12 @@ class RowSink(Callback):
         # Not the failed ones: what a later try restores must not have a rival.
         ok = [index for index, row in enumerate(rows) if row["status"] == "ok"]
         to_keep = [index for index in ok if self._lacks_clip(items[index], rows[index])]
-        self.clips.append([self._clip(index, items[index], rows[index], outputs, batch) for index in to_keep])
+        pictures = [to_uint8(video[to_keep]).cpu().numpy() for video in (outputs.y, batch.x, outputs.bicubic)]
+        clips = []
+        for index, observed, truth, bicubic in zip(to_keep, *pictures, strict=True):
+            frames = frames_of(items[index], len(truth), self.job.experiment.seed)
+            clips.append(videos.Clip(rows[index], observed, restored[index], truth, frames, bicubic))
+        self.clips.append(clips)
         lacking = [index for index in ok if results.item_key(rows[index]) not in self.held.restored]
         if lacking:
             videos.save_restored(self.folder, [rows[index] for index in lacking], restored[lacking])
@@ -185,12 +190,6 @@ class RowSink(Callback):
 
     def _lacks_clip(self, item: Item, row: Row) -> bool:
         return self.job.keeps_clip(item) and results.video_key(row) not in self.held.clips
-
-    def _clip(self, index: int, item: Item, row: Row, outputs: Restoration, batch: ObservationBatch) -> videos.Clip:
-        tensors = (outputs.y, outputs.x_hat, batch.x, outputs.bicubic)
-        observed, restored, truth, bicubic = (to_uint8(video[index]).cpu().numpy() for video in tensors)
-        frames = frames_of(item, len(truth), self.job.experiment.seed)
-        return videos.Clip(row, observed, restored, truth, frames, bicubic)
 
     def _to_log(self, row: Row) -> Row:
         """The row to write: for an item that has one, no rival to it."""
