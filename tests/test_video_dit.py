@@ -9,6 +9,7 @@ from vsr_lightning.errors import UserError
 from vsr_lightning.models.vae import VAE
 from vsr_lightning.models.video_dit import (
     ROPE_BASE,
+    Attention,
     VideoDiT,
     axial_rope,
     rotate,
@@ -129,6 +130,23 @@ def test_samples_do_not_interact(attention):
     for b in range(3):
         torch.testing.assert_close(dit(z[b : b + 1], t[b : b + 1]), together[b : b + 1], atol=1e-5, rtol=0)
     assert (dit(z, t.flip(0)) - together)[0].abs().max() > 1e-3  # and t is each sample's own
+
+
+@pytest.mark.parametrize("turned", [True, False])
+def test_attention_is_that_of_its_projection_norms_and_rotation_one_by_one(turned):
+    torch.manual_seed(0)
+    attention = Attention(width=32, heads=2)
+    for parameter in attention.parameters():  # the norms' too, so that q's is not k's
+        torch.nn.init.normal_(parameter)
+    x = torch.randn(3, 5, 32)
+    rope = rotations(torch.randn(5, 8)) if turned else None
+    q, k, v = (part.unflatten(-1, (2, 16)) for part in attention.qkv(x).chunk(3, dim=-1))
+    q, k = attention.q_norm(q), attention.k_norm(k)
+    if rope is not None:
+        q, k = rotate(q, rope), rotate(k, rope)
+    weights = (torch.einsum("bnhd,bmhd->bhnm", q, k) / 16**0.5).softmax(dim=-1)
+    expected = attention.out(torch.einsum("bhnm,bmhd->bnhd", weights, v).flatten(2))
+    torch.testing.assert_close(attention(x, rope), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_rotation_keeps_norms_and_knows_relative_positions_only():
