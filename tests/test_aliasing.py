@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import result_rows
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from vsr_lightning.evaluation.results import RowWriter, write_tables
@@ -54,6 +55,16 @@ def test_convergence_is_paired_by_video(run_dir):
     assert float(apart["spread_se"]) == pytest.approx(0, abs=1e-9)
     assert float(together["spread"]) == pytest.approx(0)
     assert (apart["sharpest"], apart["spread_oracle"], apart["videos"]) == ("0.0", "", "2")
+
+
+def test_title_of_a_single_panel_fits_into_the_figure(run_dir):
+    rows = [row for row in read_ok_rows(run_dir / "results.csv") if int(row["factor"]) == 8]
+    names = {"prior": "moving_mnist@babc2e5a", "dataset": "moving_mnist mnist test, observed as reconstructed"}
+    figure = draw_fig5([row | names for row in rows])
+    FigureCanvasAgg(figure).draw()
+    (title,) = figure.texts
+    box = title.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
 
 
 def test_widths_without_a_common_video_have_a_spread_and_no_difference():

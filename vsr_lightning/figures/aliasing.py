@@ -176,7 +176,8 @@ def draw_fig5(rows: Sequence[Row], oracle: Sequence[Row] = ()) -> Figure:
 
 
 def _title(row: Row) -> str:
-    return f"{source(row)}, $\\sigma_y$ {short(row['sigma_y'])}, {sampling(row)}, {row['order']} order"
+    """Two lines: one is wider than a figure of a single panel."""
+    return f"{source(row)}, $\\sigma_y$ {short(row['sigma_y'])}\n{sampling(row)}, {row['order']} order"
 
 
 # --------------------------------------------------------------------------------------------- Fig. 4
