@@ -116,7 +116,7 @@ def _spread(by_width: Sequence[Mapping[ItemKey, float]]) -> tuple[float, float]:
         means = [fmean(score for video, score in scores.items() if video != without) for scores in by_width]
         return max(means) - min(means)
 
-    videos = set[ItemKey]().union(*by_width)
+    videos = sorted(set[ItemKey]().union(*by_width))  # in one order, for sums that round alike each time
     if any(len(scores) < 2 for scores in by_width):
         return spread(), math.nan
     left_out = [spread(video) for video in videos]
