@@ -158,6 +158,17 @@ def test_a_rank_that_dies(sweep_arguments, tmp_path):
     assert_same_results(folder, folder.with_name("undisturbed"))
 
 
+def test_what_no_later_process_writes_over_is_removed(sweep_arguments, tmp_path):
+    """One process goes on after two, in batches of other items than theirs."""
+    folder = tmp_path / "runs" / "frame_count"
+    leftovers = [folder / "rows" / "restored" / "of-other-items.npz.tmp", folder / "rows" / "clips-rank-1.h5.tmp"]
+    leftovers[0].parent.mkdir(parents=True)
+    for leftover in leftovers:
+        leftover.write_bytes(b"half a file")
+    assert main([*sweep_arguments, "--limit=1"]) == 0
+    assert not list(folder.rglob("*.tmp"))
+
+
 @pytest.mark.parametrize("late", [1, 0])
 def test_ranks_that_disagree_on_what_is_missing(sweep_arguments, tmp_path, late):
     """The file system of another machine shows rows late, here never: rank 0's list counts, and nobody waits."""

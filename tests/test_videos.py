@@ -1,12 +1,24 @@
 """Clips to look at: of all ranks, over reruns and kills; damage is noticed; the GIF shows them side by side."""
 
+import os
+
 import h5py
 import numpy as np
 import pytest
 from PIL import Image
 from result_rows import SETTING, clip, item
 
-from vsr_lightning.evaluation.videos import Clip, ClipWriter, merge_clips, read_clips, write_gif
+from vsr_lightning.evaluation.videos import (
+    Clip,
+    ClipWriter,
+    load_restored,
+    merge_clips,
+    read_clips,
+    read_restored,
+    restored_files,
+    save_restored,
+    write_gif,
+)
 from vsr_lightning.figures import reading
 from vsr_lightning.files import SEAL_SIZE, DamagedFile
 
@@ -138,6 +150,20 @@ def test_no_clips_make_no_file(tmp_path):
 def test_float_clips_are_refused(tmp_path):
     with pytest.raises(ValueError, match="restored must be uint8"):
         ClipWriter(tmp_path).append([Clip(item(), **(clip() | {"restored": np.zeros((10, 16, 16, 1))}))])
+
+
+def test_of_two_restorations_of_an_item_the_one_saved_last_counts(tmp_path):
+    """The process that saved the first was killed before it wrote the row."""
+    for value, batch in ((1, [item(0)]), (2, [item(0), item(1)])):
+        save_restored(tmp_path, batch, np.full((len(batch), *clip()["restored"].shape), value, np.uint8))
+    files = restored_files(tmp_path)
+    for last in range(2):
+        os.utime(files[last], ns=(0, 10**18))
+        os.utime(files[1 - last], ns=(0, 10**17))
+        expected = read_restored(files[1 - last]) | read_restored(files[last])
+        loaded = load_restored(tmp_path)
+        assert {key: video.max() for key, video in loaded.items()} == {key: v.max() for key, v in expected.items()}
+    assert len(loaded) == 2
 
 
 def test_gif_shows_observed_restored_truth(tmp_path):

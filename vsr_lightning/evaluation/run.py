@@ -261,6 +261,7 @@ def _dataset(trainer: L.Trainer) -> GridDataset:
 
 
 def _conclude(job: Job, folder: Path, logger: Any) -> None:
+    videos.remove_unfinished(folder)
     rows = results.read_rows(folder)
     print(f"{folder}: {_progress(rows, len(job.items))}")
     if not rows:

@@ -49,8 +49,17 @@ def save_restored(run_dir: Path, rows: Sequence[Mapping[str, Any]], restored: np
         np.savez_compressed(file, keys=np.array(keys), restored=restored)
 
 
+def remove_unfinished(run_dir: Path) -> None:
+    """Remove what killed processes left half-written, where no other batch or rank will write over it.
+
+    For when no process of the sweep is writing any more.
+    """
+    for leftover in Path(run_dir).glob("rows/**/*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
 def load_restored(run_dir: Path) -> dict[tuple, np.ndarray]:
-    """All kept restorations that can be read, uint8 (F, H, W, C), by item key."""
+    """All kept restorations that can be read, uint8 (F, H, W, C), by item key; of several for one item, the last."""
     videos: dict[tuple, np.ndarray] = {}
     for path in restored_files(run_dir):
         with contextlib.suppress(files.DamagedFile):
@@ -59,7 +68,11 @@ def load_restored(run_dir: Path) -> dict[tuple, np.ndarray]:
 
 
 def restored_files(run_dir: Path) -> list[Path]:
-    return sorted(Path(run_dir).glob("rows/restored/*.npz"))
+    """The file of each batch, the last written one last.
+
+    A process killed before it wrote a batch's rows leaves restorations that others are made instead of.
+    """
+    return sorted(Path(run_dir).glob("rows/restored/*.npz"), key=lambda path: (path.stat().st_mtime_ns, path.name))
 
 
 def read_restored(path: Path) -> dict[tuple, np.ndarray]:
