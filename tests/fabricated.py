@@ -27,6 +27,7 @@ META = {
     "git": "0123456789ab",
     "versions": {"torch": "2.13.0", "python": "3.11.7"},
     "hardware": "CPU, 2 cores",
+    "precision": "bf16-mixed",
     "resumed": [{"started": "2026-01-03T00:00:00Z", "git": "ba9876543210", "hardware": "CPU, 4 cores"}],
 }
 

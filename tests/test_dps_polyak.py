@@ -5,13 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 from test_dps import SHAPE, SIZE, CurvedPrior, GaussianPrior, first_frame, noise_source, normal, replay, seen
 from torch import Tensor
 
 from vsr_lightning.errors import UserError
 from vsr_lightning.inference.ancestral import ancestral_sample
-from vsr_lightning.inference.dps import dps_sample
+from vsr_lightning.inference.dps import Observation, dps_sample
 from vsr_lightning.inference.dps_polyak import dps_polyak_sample
+from vsr_lightning.inference.guidance import estimate
 from vsr_lightning.models.schedule import LinearSchedule
 
 
@@ -21,8 +23,10 @@ def problem() -> tuple[CurvedPrior, Tensor, Tensor]:
     return CurvedPrior(LinearSchedule(60, 1e-3, 0.2)), normal(4, 1, *SHAPE[1:], seed=1), normal(31, 4, *SHAPE, seed=2)
 
 
-@pytest.mark.parametrize(("zeta_end", "momentum"), [(None, 0.0), (0.1, 0.0), (None, 0.6), (0.7, 0.3)])
-def test_step_by_step_in_numpy(zeta_end, momentum):
+@pytest.mark.parametrize(
+    ("zeta_end", "momentum", "blur"), [(None, 0.0, 0.0), (0.1, 0.0, 0.0), (None, 0.6, 0.0), (0.7, 0.3, 1.2)]
+)
+def test_step_by_step_in_numpy(zeta_end, momentum, blur):
     """A Gaussian prior and a linear decoder: z0_hat = sqrt(alpha_bar) z_t, and all gradients by hand."""
     schedule, steps, zeta, noise_norm = LinearSchedule(30, 1e-3, 0.2), 6, 0.4, 0.3
     decoder = normal(SIZE, SIZE, seed=3)
@@ -39,7 +43,7 @@ def test_step_by_step_in_numpy(zeta_end, momentum):
         z0_hat = bar**0.5 * z
         residual = y.flatten(1).numpy() - z0_hat @ A.T
         norm = np.linalg.norm(residual, axis=1)
-        gradient = -(bar**0.5) * residual @ A / norm[:, None]
+        gradient = -(bar**0.5) * residual @ blurred(A, blur * np.clip((t - 6) / (17 - 6), 0, 1)) / norm[:, None]
         slope = np.linalg.norm(gradient, axis=1)
         share = zeta if zeta_end is None else zeta_end + (1 - bar) ** 0.5 * (zeta - zeta_end)
         length = np.minimum(share * np.maximum(norm - noise_norm, 0) / slope, 0.2 * math.sqrt(SIZE))
@@ -52,8 +56,33 @@ def test_step_by_step_in_numpy(zeta_end, momentum):
     x_hat = dps_polyak_sample(
         GaussianPrior(schedule, decoder), seen(y, noise_norm=noise_norm), replay(draws),
         steps=steps, zeta=zeta, start=0.9, max_move=0.2, zeta_end=zeta_end, momentum=momentum,
+        blur=blur, blur_high=17 / 29, blur_low=6 / 29,
     )  # fmt: skip
     np.testing.assert_allclose(x_hat.flatten(1), z0_hat @ decoder.numpy().T, atol=1e-6)
+
+
+def blurred(A: np.ndarray, width: float) -> np.ndarray:
+    """The frame (H, W) that each column of A (H W, n) is, blurred."""
+    frames = A.reshape(*SHAPE[2:], -1)
+    return gaussian_filter(frames, width, mode="reflect", axes=(0, 1)).reshape(A.shape) if width > 0 else A
+
+
+def test_a_wider_gradient_reaches_an_edge_beside_the_pixel_that_is_seen():
+    """An edge between black and white, whose place is what is sought; at the pixel seen nothing changes with it."""
+
+    class Edge(GaussianPrior):
+        def decode(self, z: Tensor) -> Tensor:
+            """z, as shifted copies: frames (8, 1) that are black above the row that z says."""
+            rows = torch.arange(8, dtype=z.dtype).view(8, 1)
+            return (rows - 4 - z.mean(dim=(-2, -1), keepdim=True)).clamp(-0.5, 0.5)
+
+    z_t = torch.zeros(1, 1, 1, 1, 1, dtype=torch.float64)
+    white = Observation(torch.full((1, 1, 1, 1, 1), 0.5, dtype=torch.float64), lambda x: x[..., 1:2, :], torch.zeros(1))
+    step = LinearSchedule().respaced(1)[0]
+    narrow, wide = (estimate(Edge(), white, z_t, step, blur) for blur in (0.0, 2.0))
+    assert narrow.residual == wide.residual == 1.0
+    assert narrow.gradient == 0
+    assert wide.gradient > 0  # subtracted, it moves the edge up, to the pixel
 
 
 def test_ends_at_the_size_of_the_noise_in_few_steps():
@@ -140,6 +169,11 @@ def test_temperature_cools_the_noise_of_settled_samples_alone():
         ({"momentum": math.nan}, "momentum"),
         ({"zeta_end": -0.1}, "zeta_end: -0.1"),
         ({"zeta_end": math.inf}, "zeta_end: inf"),
+        ({"blur": -1.0}, "blur: -1.0"),
+        ({"blur": math.nan}, "blur: nan"),
+        ({"blur_high": 1.5}, "blur_high: 1.5"),
+        ({"blur_low": -0.1}, "blur_low: -0.1"),
+        ({"blur_high": 0.3, "blur_low": 0.3}, "blur_high: 0.3 is not above sampler.blur_low, 0.3"),
     ],
 )
 def test_bad_settings_are_named(problem, wrong, message):

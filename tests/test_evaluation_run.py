@@ -46,6 +46,7 @@ def test_files_of_the_contract_and_a_second_run_that_changes_nothing(tiny_prior,
     assert not list(folder.rglob("*.tmp"))
     meta = json.loads((folder / "meta.json").read_text())
     assert {"command", "git", "versions", "hardware"} <= meta.keys()
+    assert meta["precision"] == "32-true"
     assert yaml.safe_load((folder / "config.yaml").read_text())["grid"]["num_frames"] == [1, 3]
 
     rows = results.read_table(folder / "results.csv")

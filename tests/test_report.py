@@ -45,7 +45,8 @@ def test_every_figure_is_embedded(report, finished_run):
 
 def test_provenance(report, finished_run):
     text = report(finished_run).text
-    for fact in (META["command"], META["started"], META["git"], META["hardware"], "torch 2.13.0, python 3.11.7"):
+    told = [META[name] for name in ("command", "started", "git", "hardware", "precision")]
+    for fact in (*told, "torch 2.13.0, python 3.11.7"):
         assert fact in text
     assert "2026-01-03T00:00:00Z (ba9876543210, CPU, 4 cores)" in text
     assert SETTING["prior"] in text

@@ -11,7 +11,7 @@ from vsr_lightning import files
 from vsr_lightning.config import to_yaml
 from vsr_lightning.errors import UserError
 from vsr_lightning.experiment import Experiment
-from vsr_lightning.processes import rank
+from vsr_lightning.processes import precision, rank
 from vsr_lightning.provenance import command_line, describe_machine, now
 from vsr_lightning.wandb_logger import logging_mode
 
@@ -49,7 +49,7 @@ def open_run(experiment: Experiment, kind: str, inputs: dict[str, str]) -> Path:
         if not (folder / "config.yaml").exists():
             files.write_text(folder / "config.yaml", to_yaml(experiment))
         meta = _read_meta(folder / "meta.json")
-        go = {"command": command_line(), "started": now(), **describe_machine()}
+        go = {"command": command_line(), "started": now(), **describe_machine(), "precision": precision(experiment)}
         resumed = {**meta, "resumed": [*meta.get("resumed", []), go]}
         files.write_json(folder / "meta.json", resumed if meta else {"kind": kind, **go, "inputs": inputs})
     return folder

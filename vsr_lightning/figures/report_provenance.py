@@ -55,7 +55,8 @@ def _restored(number: int, planned: int | None) -> str:
 def provenance(folder: Path, meta: Section, rows: Sequence[Row]) -> dict[str, str]:
     """What `meta.json` and the rows say, by name. `rows` are those of `results.csv`, or of `summary.csv` without it."""
     facts = {"folder": str(folder)}
-    facts |= {name: str(meta[name]) for name in ("command", "started", "git", "hardware") if name in meta}
+    told = ("command", "started", "git", "hardware", "precision")
+    facts |= {name: str(meta[name]) for name in told if name in meta}
     if versions := meta.get("versions"):
         facts["versions"] = ", ".join(f"{package} {version}" for package, version in versions.items())
     if resumed := meta.get("resumed"):

@@ -6,10 +6,12 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import InitVar, dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 
+from vsr_lightning.degradation.downsample import Downsample, SeparableOperator
 from vsr_lightning.errors import UserError
 from vsr_lightning.inference.dps import Observation, OnStep
 from vsr_lightning.models.prior import Prior
@@ -27,15 +29,61 @@ class Estimate:
 
 
 @torch.enable_grad()  # a trainer's prediction loop runs without gradients
-def estimate(prior: Prior, observation: Observation, z_t: Tensor, step: Step) -> Estimate:
-    """Denoise z_t (B, F, c, h, w) at `step.t`, and see how well that explains the observation (lines 3, 4, 7, 8)."""
+def estimate(prior: Prior, observation: Observation, z_t: Tensor, step: Step, blur: float = 0.0) -> Estimate:
+    """Denoise z_t (B, F, c, h, w) at `step.t`, and see how well that explains the observation (lines 3, 4, 7, 8).
+
+    With `blur`, in HR pixels, the gradient of the residual is taken as if the video were blurred so before it is
+    degraded, see `WideGradient`; the residual itself is not.
+    """
     z_t = z_t.detach().requires_grad_()
     eps = prior.eps(z_t, torch.full((len(z_t),), step.t, device=z_t.device))
     z0_hat = (z_t - (1 - step.alpha_bar_t) ** 0.5 * eps) / step.alpha_bar_t**0.5
     x_hat = prior.decode(z0_hat)
-    residual = torch.linalg.vector_norm((observation.y - observation.degrade(x_hat)).flatten(1), dim=1)
+    y_hat = observation.degrade(x_hat)
+    if blur > 0:
+        y_wide = observation.degrade(_gaussian(x_hat, blur)(x_hat))
+        y_hat = y_hat.detach() + y_wide - y_wide.detach()
+    residual = torch.linalg.vector_norm((observation.y - y_hat).flatten(1), dim=1)
     (gradient,) = torch.autograd.grad(residual.sum(), z_t)
     return Estimate(z0_hat.detach(), x_hat.detach(), residual.detach(), gradient)
+
+
+def _gaussian(x: Tensor, width: float) -> SeparableOperator:
+    """The blur of all frames of x (B, F, C, H, W) by `width` pixels."""
+    A_v, A_h = (Downsample(factor=1).matrix(size, width)[None] for size in x.shape[-2:])
+    return SeparableOperator(A_v, A_h).to(x.device, non_blocking=True)  # no step waits for the device
+
+
+@dataclass(frozen=True)
+class WideGradient:
+    """How much wider than the observation's own blur its gradient is taken.
+
+    A pixel in the black, or within a stroke, does not change when an edge some pixels away moves: where single pixels
+    are observed, guidance has next to no gradient to follow. So the residual is carried back through a wider blur,
+    which reaches those edges (an unmatched backprojector, Zeng & Gullberg 2000).
+
+    Args:
+        blur: in HR pixels, beside the observation's own, at timestep `high` and above. It shrinks linearly in t to
+            none at `low` and below.
+    """
+
+    blur: float
+    high: int
+    low: int
+
+    @classmethod
+    def between(cls, schedule: LinearSchedule, blur: float, high: float, low: float) -> Self:
+        """With levels as shares of the schedule. Raises UserError if one is no share, or the width is none."""
+        if not 0 <= blur < math.inf:
+            raise UserError(f"sampler.blur: {blur} is not a width of at least 0 pixels")
+        wide = cls(blur, timestep_of(high, schedule, "blur_high"), timestep_of(low, schedule, "blur_low"))
+        if not wide.low < wide.high:
+            raise UserError(f"sampler.blur_high: {high} is not above sampler.blur_low, {low}")
+        return wide
+
+    def at(self, step: Step) -> float:
+        """The additional blur at a step, HR pixels."""
+        return self.blur * min(1.0, max(0.0, (step.t - self.low) / (self.high - self.low)))
 
 
 def polyak_move(estimate: Estimate, noise_norm: Tensor, zeta: Tensor, max_move: float) -> Tensor:
@@ -123,6 +171,7 @@ class Descent:
         noise: draws (B, F, c, h, w), sample by sample from its own stream.
         cool_from: the timestep from which a temperature counts, see `noise_scale`.
         on_step: hears of every step, numbered over all calls.
+        wide: how wide gradients are taken; None, as the observation is.
     """
 
     prior: Prior
@@ -131,6 +180,7 @@ class Descent:
     guidance: PolyakGuidance
     cool_from: int
     on_step: OnStep | None = None
+    wide: WideGradient | None = None
     taken: int = 0
 
     def __call__(self, z_t: Tensor, steps: Sequence[Step], temperature: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -148,7 +198,7 @@ class Descent:
 
     def look(self, z_t: Tensor, step: Step) -> Estimate:
         """`estimate`, counted as a step."""
-        guess = estimate(self.prior, self.observation, z_t, step)
+        guess = estimate(self.prior, self.observation, z_t, step, self.wide.at(step) if self.wide else 0.0)
         if self.on_step is not None:
             self.on_step(self.taken, step, guess.residual)
         self.taken += 1
