@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+import bench_devices
 import pytest
 import torch
 from bench import bench_experiment, forward_flops, guidance_flops, main, short_training, training_flops
@@ -110,3 +111,32 @@ def test_mistakes_are_told_before_anything_is_measured(arguments, line, tiny_pri
         main()
     assert stop.value.code == 2
     assert line in capsys.readouterr().err
+
+
+def test_curves_of_one_device_and_of_several_are_compared_step_by_step(tiny_prior, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(bench_devices, "WARM_UP", 1)
+    monkeypatch.setattr(bench_devices, "SMOOTHED", 1)
+    sizes = [f"dit.{key}={value}" for key, value in load_prior(tiny_prior).card["dit"].items() if key != "target"]
+    arguments = [
+        *("--devices", "1", "--batch", "2", "--steps", "4", "--output", tmp_path / "devices", *sizes),
+        *(f"training.vae_prior={tiny_prior}", "trainer.accelerator=cpu", "data.digits=embedded"),
+        *("data.num_workers=0", "data.val_videos=2"),
+    ]
+    monkeypatch.setattr(sys, "argv", ["bench_devices.py", *map(str, arguments)])
+    bench_devices.main()
+    capsys.readouterr()
+    one = list(csv.DictReader((tmp_path / "devices" / "losses-1.csv").open()))
+    losses = [float(row["loss"]) for row in one]
+    assert len(losses) == 4
+    assert all(0 < loss < 5 for loss in losses)
+    assert float(one[0]["videos_per_second"]) > 0
+
+    two = [loss + gap for loss, gap in zip(losses, (9, 9, 0.25, 0.75), strict=True)]  # the first half does not count
+    lines = [f"{step},{loss},2,{3 * float(one[0]['videos_per_second'])}" for step, loss in enumerate(two, start=1)]
+    header = "step,loss,batch,videos_per_second"
+    (tmp_path / "devices" / "losses-2.csv").write_text("\n".join([header, *lines, ""]))
+    alone, beside = bench_devices.compare(tmp_path / "devices")
+    assert (alone["ratio"], alone["loss_difference"], beside["ratio"]) == (1, 0, pytest.approx(3))
+    assert (beside["loss_difference"], beside["loss_difference_se"]) == (pytest.approx(0.5), pytest.approx(0.25))
+    assert (tmp_path / "devices" / "devices.png").stat().st_size > 1000
