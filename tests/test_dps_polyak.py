@@ -56,7 +56,7 @@ def test_step_by_step_in_numpy(zeta_end, momentum, blur):
     x_hat = dps_polyak_sample(
         GaussianPrior(schedule, decoder), seen(y, noise_norm=noise_norm), replay(draws),
         steps=steps, zeta=zeta, start=0.9, max_move=0.2, zeta_end=zeta_end, momentum=momentum,
-        blur=blur, blur_high=17 / 29, blur_low=6 / 29,
+        gradient_blur=blur, gradient_blur_from=17 / 29, gradient_blur_until=6 / 29,
     )  # fmt: skip
     np.testing.assert_allclose(x_hat.flatten(1), z0_hat @ decoder.numpy().T, atol=1e-6)
 
@@ -169,11 +169,14 @@ def test_temperature_cools_the_noise_of_settled_samples_alone():
         ({"momentum": math.nan}, "momentum"),
         ({"zeta_end": -0.1}, "zeta_end: -0.1"),
         ({"zeta_end": math.inf}, "zeta_end: inf"),
-        ({"blur": -1.0}, "blur: -1.0"),
-        ({"blur": math.nan}, "blur: nan"),
-        ({"blur_high": 1.5}, "blur_high: 1.5"),
-        ({"blur_low": -0.1}, "blur_low: -0.1"),
-        ({"blur_high": 0.3, "blur_low": 0.3}, "blur_high: 0.3 is not above sampler.blur_low, 0.3"),
+        ({"gradient_blur": -1.0}, "gradient_blur: -1.0"),
+        ({"gradient_blur": math.nan}, "gradient_blur: nan"),
+        ({"gradient_blur_from": 1.5}, "gradient_blur_from: 1.5"),
+        ({"gradient_blur_until": -0.1}, "gradient_blur_until: -0.1"),
+        (
+            {"gradient_blur_from": 0.3, "gradient_blur_until": 0.3},
+            "gradient_blur_from: 0.3 is not above sampler.gradient_blur_until, 0.3",
+        ),
     ],
 )
 def test_bad_settings_are_named(problem, wrong, message):

@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
-from test_dps import SHAPE, GaussianPrior, noise_source, replay, seen
+from test_dps import SHAPE, CurvedPrior, GaussianPrior, noise_source, normal, replay, seen
 
+from vsr_lightning.degradation.frame_mask import mask_frames
 from vsr_lightning.errors import UserError
+from vsr_lightning.inference.dps_polyak import dps_polyak_sample
 from vsr_lightning.inference.dps_restart import descents, dps_restart_sample
 from vsr_lightning.models.schedule import LinearSchedule
 
@@ -87,3 +89,26 @@ def test_bad_levels_are_named(wrong, message):
     options = {"steps": 20, "start": 0.85, "restarts": [0.6, 0.4], "low": 0.1} | wrong
     with pytest.raises(UserError, match=message):
         dps_restart_sample(GaussianPrior(), seen(torch.zeros(1, *SHAPE)), noise_source(1), **options)
+
+
+@pytest.mark.parametrize("gradient_blur", [0.0, 1.5])
+def test_without_restarts_it_is_polyaks_sampler(gradient_blur):
+    """Wide gradients too, of videos whose last frame nobody observes."""
+    y, draws = normal(3, *SHAPE, seed=1), normal(21, 3, *SHAPE, seed=2)
+    mask = torch.tensor([[1.0, 0.0]]).expand(3, 2)
+    observation = seen(mask_frames(y, mask), lambda x: mask_frames(x, mask), noise_norm=0.1)
+    options = {"steps": 20, "zeta": 0.3, "start": 0.8, "temperature": 0.5, "gradient_blur": gradient_blur}
+    prior = CurvedPrior(LinearSchedule(60, 1e-3, 0.2))
+    alone = dps_restart_sample(prior, observation, replay(draws), restarts=[], **options)
+    assert torch.equal(alone, dps_polyak_sample(prior, observation, replay(draws), **options))
+    if gradient_blur:
+        narrow = dps_polyak_sample(prior, observation, replay(draws), **(options | {"gradient_blur": 0.0}))
+        assert (alone - narrow).abs().amax() > 1e-3
+
+
+def test_a_schedule_of_few_steps_needs_no_levels_of_a_blur_that_is_off():
+    observation = seen(torch.zeros(1, *SHAPE))
+    x_hat = dps_restart_sample(
+        GaussianPrior(LinearSchedule(2)), observation, noise_source(1), steps=1, start=1.0, restarts=[]
+    )
+    assert x_hat.isfinite().all()

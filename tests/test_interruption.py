@@ -16,7 +16,8 @@ import torch
 from killing import PATIENCE, Killer, assert_same_results, finish, interrupt, kill, start, start_ranks, wait_until
 
 from vsr_lightning.__main__ import main
-from vsr_lightning.evaluation import results
+from vsr_lightning.config import load_config
+from vsr_lightning.evaluation import results, run, videos
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments" / "moving_mnist"
 COMMON = ["data.digits=embedded", "trainer.accelerator=cpu", "trainer.progress=false"]
@@ -165,8 +166,33 @@ def test_what_no_later_process_writes_over_is_removed(sweep_arguments, tmp_path)
     leftovers[0].parent.mkdir(parents=True)
     for leftover in leftovers:
         leftover.write_bytes(b"half a file")
+    of_another = folder / "rows" / "restored" / "being-written.npz.tmp"
+    of_another.touch()
+    os.utime(of_another, (time.time() + 3600,) * 2)
     assert main([*sweep_arguments, "--limit=1"]) == 0
-    assert not list(folder.rglob("*.tmp"))
+    assert list(folder.rglob("*.tmp")) == [of_another]
+
+
+def _killed(*_):
+    raise RuntimeError("killed")
+
+
+def test_an_orphan_of_a_killed_process_has_no_say(sweep_arguments, tmp_path, monkeypatch):
+    """Killed after a batch's restoration and clip were saved, before its row was: another rank makes it again."""
+    folder = tmp_path / "runs" / "frame_count"
+    with monkeypatch.context() as patch:
+        patch.setattr(results.RowWriter, "append", _killed)
+        patch.setattr(run, "to_uint8", lambda video: torch.full_like(video, 7, dtype=torch.uint8).movedim(-3, -1))
+        with pytest.raises(RuntimeError, match="killed"):
+            run.sweep(load_config(sweep_arguments[1], sweep_arguments[2:]))
+    assert [video.max() for video in videos.load_restored(folder).values()] == [7]
+    (folder / "rows" / "clips-rank-0.h5").rename(folder / "rows" / "clips-rank--1.h5")  # sorts before rank 0's
+    assert main(sweep_arguments) == 0
+    assert main([*sweep_arguments, "name=undisturbed"]) == 0
+    assert_same_results(folder, folder.with_name("undisturbed"))
+    found, expected = (videos.load_restored(f) for f in (folder, folder.with_name("undisturbed")))
+    assert found.keys() == expected.keys()
+    assert all((found[key] == expected[key]).all() for key in found)
 
 
 @pytest.mark.parametrize("late", [1, 0])

@@ -1,20 +1,19 @@
 """Clips to look at: of all ranks, over reruns and kills; damage is noticed; the GIF shows them side by side."""
 
-import os
-
 import h5py
 import numpy as np
 import pytest
 from PIL import Image
 from result_rows import SETTING, clip, item
 
+from vsr_lightning.evaluation.results import item_key, video_key
 from vsr_lightning.evaluation.videos import (
     Clip,
     ClipWriter,
+    drop_unmeasured,
     load_restored,
     merge_clips,
     read_clips,
-    read_restored,
     restored_files,
     save_restored,
     write_gif,
@@ -152,18 +151,28 @@ def test_float_clips_are_refused(tmp_path):
         ClipWriter(tmp_path).append([Clip(item(), **(clip() | {"restored": np.zeros((10, 16, 16, 1))}))])
 
 
-def test_of_two_restorations_of_an_item_the_one_saved_last_counts(tmp_path):
-    """The process that saved the first was killed before it wrote the row."""
-    for value, batch in ((1, [item(0)]), (2, [item(0), item(1)])):
+def test_what_no_row_measures_is_dropped(tmp_path):
+    """A whole batch, a part of one whose rows were cut off, and a clip; what is damaged stays, to be named."""
+    rows = [item(video) for video in range(4)]
+    for value, batch in ((1, rows[:2]), (2, rows[1:3]), (3, rows[3:])):
         save_restored(tmp_path, batch, np.full((len(batch), *clip()["restored"].shape), value, np.uint8))
-    files = restored_files(tmp_path)
-    for last in range(2):
-        os.utime(files[last], ns=(0, 10**18))
-        os.utime(files[1 - last], ns=(0, 10**17))
-        expected = read_restored(files[1 - last]) | read_restored(files[last])
-        loaded = load_restored(tmp_path)
-        assert {key: video.max() for key, video in loaded.items()} == {key: v.max() for key, v in expected.items()}
-    assert len(loaded) == 2
+    damaged = tmp_path / "rows" / "restored" / "damaged.npz"
+    damaged.write_bytes(b"damaged")
+    for video, rank in ((0, 0), (1, 0), (2, 1)):
+        ClipWriter(tmp_path, rank).append([Clip(rows[video], **clip(video))])
+
+    drop_unmeasured(tmp_path, {item_key(rows[0]), item_key(rows[2])}, {video_key(rows[0])})
+    damaged.unlink()
+    assert {key: video.max() for key, video in load_restored(tmp_path).items()} == {
+        item_key(rows[0]): 1,
+        item_key(rows[2]): 2,
+    }
+    assert len(restored_files(tmp_path)) == 2
+    merge_clips(tmp_path)
+    assert [c["video"] for c in read_clips(tmp_path)] == [0]
+    ClipWriter(tmp_path, rank=1).append([Clip(rows[2], **clip(9))])
+    merge_clips(tmp_path)
+    assert [(c["video"], c["restored"].max()) for c in read_clips(tmp_path)] == [(0, 0), (2, 9)]
 
 
 def test_gif_shows_observed_restored_truth(tmp_path):

@@ -59,7 +59,8 @@ def identity(experiment: Experiment | dict[str, Any], kind: str) -> dict[str, An
     """The part of a configuration that the results of a run of that kind depend on.
 
     Keys that a stored configuration lacks count as their defaults: they are younger than its folder, and a new key's
-    default means what the code did before.
+    default means what the code did before. In sections that name a `target`, whose defaults are its signature's, only
+    keys that were given count: a default there must not change its meaning either.
     """
     content = experiment if isinstance(experiment, dict) else dataclasses.asdict(experiment)
     kept = {key: _with_defaults(content.get(key, DEFAULTS[key]), DEFAULTS[key]) for key in IDENTITY[kind]}

@@ -33,7 +33,7 @@ def take_inventory(folder: Path) -> Inventory:
     means = _readable(folder.glob("means.csv"), results.read_table, damaged)
     return Inventory(
         measured=measured,
-        # What has no row was cut off by a kill, and is made again with it.
+        # What has no row was cut off by a kill, and is made again with it (videos.drop_unmeasured).
         restored={key for batch in batches for key in batch} & measured,
         samples={video_key(mean): samples_of(mean) for table in means for mean in table},
         clips={video_key(clip) for kept in clips for clip in kept}

@@ -43,6 +43,7 @@ def sweep(experiment: Experiment, limit: int | None = None) -> Path:
     With a `limit`, restore no more items than that: a first look at every condition.
     """
     processes.end_with_parent()
+    started = time.time()
     job = prepare(experiment)
     job.find_folder()  # refuses rows of another prior before the folder is said to be of this one
     folder = runs.open_run(experiment, "sweep", job.inputs)
@@ -56,6 +57,7 @@ def sweep(experiment: Experiment, limit: int | None = None) -> Path:
         if missing or processes.has_fellows(experiment):
             _restore(job, missing, held, folder, rows)
         if processes.rank() == 0:
+            videos.remove_unfinished(folder, since=started)
             _conclude(job, folder, logger)
     return folder
 
@@ -154,6 +156,11 @@ class RowSink(Callback):
 
     def __init__(self, job: Job, held: Inventory, folder: Path, rows: results.RowWriter) -> None:
         self.job, self.held, self.folder, self.rows = job, held, folder, rows
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        # Lightning's barriers before and after: every rank has read the folder, and none has written to it yet.
+        if trainer.is_global_zero:
+            videos.drop_unmeasured(self.folder, self.held.measured, self.held.clips)
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.clips = videos.ClipWriter(self.folder, trainer.global_rank)
@@ -261,7 +268,6 @@ def _dataset(trainer: L.Trainer) -> GridDataset:
 
 
 def _conclude(job: Job, folder: Path, logger: Any) -> None:
-    videos.remove_unfinished(folder)
     rows = results.read_rows(folder)
     print(f"{folder}: {_progress(rows, len(job.items))}")
     if not rows:

@@ -12,7 +12,7 @@ import io
 import json
 import math
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,23 +43,52 @@ def save_restored(run_dir: Path, rows: Sequence[Mapping[str, Any]], restored: np
     """
     folder = Path(run_dir) / "rows" / "restored"
     folder.mkdir(parents=True, exist_ok=True)
-    keys = json.dumps([item_key(row) for row in rows])
-    name = hashlib.sha256(keys.encode()).hexdigest()[:16]
-    with files.replacing(folder / f"{name}.npz") as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, keys=np.array(keys), restored=restored)
+    keys = [item_key(row) for row in rows]
+    name = hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:16]
+    _write_restored(folder / f"{name}.npz", keys, restored)
 
 
-def remove_unfinished(run_dir: Path) -> None:
-    """Remove what killed processes left half-written, where no other batch or rank will write over it.
+def _write_restored(path: Path, keys: Sequence[tuple], restored: np.ndarray) -> None:
+    with files.replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, keys=np.array(json.dumps(keys)), restored=restored)
 
-    For when no process of the sweep is writing any more.
+
+def remove_unfinished(run_dir: Path, since: float) -> None:
+    """Remove what killed processes left half-written before `since`, a time as `time.time` tells it.
+
+    No other batch or rank would write over it. What is younger may be somebody's who writes right now.
     """
     for leftover in Path(run_dir).glob("rows/**/*.tmp"):
-        leftover.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if leftover.stat().st_mtime < since:
+                leftover.unlink()
+
+
+def drop_unmeasured(run_dir: Path, measured: Container[tuple], clips: Container[tuple]) -> None:
+    """Drop the restorations of items, and the clips of videos, that are not among those measured.
+
+    A process killed between saving a batch and its rows leaves such, and what is made instead of them must have no
+    rival. For when nobody reads the folder, or writes to it.
+    """
+    for path in restored_files(run_dir):
+        with contextlib.suppress(files.DamagedFile):
+            videos = read_restored(path)
+            kept = [key for key in videos if key in measured]
+            if not kept:
+                path.unlink()
+            elif len(kept) < len(videos):
+                _write_restored(path, kept, np.stack([videos[key] for key in kept]))
+    for path in Path(run_dir).glob("rows/clips-rank-*.h5"):
+        with contextlib.suppress(files.DamagedFile):
+            orphans = [clip for clip in read_clip_file(path) if video_key(clip) not in clips]
+            if orphans:
+                with _h5_file(path, path.read_bytes()) as file:
+                    for clip in orphans:
+                        del file[_group_name({column: normalise(clip.get(column)) for column in CLIP})]
 
 
 def load_restored(run_dir: Path) -> dict[tuple, np.ndarray]:
-    """All kept restorations that can be read, uint8 (F, H, W, C), by item key; of several for one item, the last."""
+    """All kept restorations that can be read, uint8 (F, H, W, C), by item key."""
     videos: dict[tuple, np.ndarray] = {}
     for path in restored_files(run_dir):
         with contextlib.suppress(files.DamagedFile):
@@ -68,11 +97,7 @@ def load_restored(run_dir: Path) -> dict[tuple, np.ndarray]:
 
 
 def restored_files(run_dir: Path) -> list[Path]:
-    """The file of each batch, the last written one last.
-
-    A process killed before it wrote a batch's rows leaves restorations that others are made instead of.
-    """
-    return sorted(Path(run_dir).glob("rows/restored/*.npz"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+    return sorted(Path(run_dir).glob("rows/restored/*.npz"))
 
 
 def read_restored(path: Path) -> dict[tuple, np.ndarray]:

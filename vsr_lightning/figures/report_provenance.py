@@ -55,12 +55,13 @@ def _restored(number: int, planned: int | None) -> str:
 def provenance(folder: Path, meta: Section, rows: Sequence[Row]) -> dict[str, str]:
     """What `meta.json` and the rows say, by name. `rows` are those of `results.csv`, or of `summary.csv` without it."""
     facts = {"folder": str(folder)}
-    told = ("command", "started", "git", "hardware", "precision")
-    facts |= {name: str(meta[name]) for name in told if name in meta}
+    by = ("git", "hardware", "precision")
+    facts |= {name: str(meta[name]) for name in ("command", "started", *by) if name in meta}
     if versions := meta.get("versions"):
         facts["versions"] = ", ".join(f"{package} {version}" for package, version in versions.items())
     if resumed := meta.get("resumed"):
-        facts["resumed"] = "; ".join(f"{go.get('started')} ({go.get('git')}, {go.get('hardware')})" for go in resumed)
+        goes = [", ".join(str(go[name]) for name in by if name in go) for go in resumed]
+        facts["resumed"] = "; ".join(f"{go.get('started')} ({told})" for go, told in zip(resumed, goes, strict=True))
     for column in SETTINGS:
         values = dict.fromkeys(format_cell(column, row[column]) for row in rows if row.get(column))
         if values:

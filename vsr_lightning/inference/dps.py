@@ -19,9 +19,8 @@ class Observation:
 
     y: Tensor  # (B, F, C, h, w)
     degrade: Degrade
-    noise_norm: (
-        Tensor  # (B,), the expected ||y - M(H(x))|| of the true video: sigma_y times the root of the numbers seen
-    )
+    # (B,), the root mean square of ||y - M(H(x))|| for the true video: sigma_y times the root of the numbers seen.
+    noise_norm: Tensor
 
 
 @torch.enable_grad()  # a trainer's prediction loop runs without gradients

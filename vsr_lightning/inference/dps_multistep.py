@@ -1,7 +1,8 @@
 """Posterior sampling with a second-order solver: DPM-Solver++(2M) and its stochastic kind, with Polyak's step size.
 
 A step goes along a line through this and the last estimate of z_0 instead of along this one alone (Lu et al. 2022,
-"DPM-Solver++": 2M, and for the reverse SDE SDE-DPM-Solver++(2M)), so fewer steps follow the same path.
+"DPM-Solver++": 2M, and for the reverse SDE SDE-DPM-Solver++(2M)), so fewer steps follow the same unguided path. The
+guidance is added after each step, and is of first order.
 """
 
 import math
@@ -37,6 +38,9 @@ def dps_multistep_sample(
         start, spacing: of the timesteps, see `LinearSchedule.respaced`.
         stochastic: solve the reverse SDE instead of the ODE.
         max_move: see `polyak_move`.
+
+    Raises:
+        UserError: a setting is out of range.
     """
     zeta = torch.as_tensor(zeta, dtype=torch.float32, device=observation.y.device)
     z_t = noise()

@@ -7,13 +7,14 @@ that resampling by them is to keep the best.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 
 import torch
 from torch import Tensor
 
 from vsr_lightning.errors import UserError
 from vsr_lightning.inference.dps import Observation, OnStep
-from vsr_lightning.inference.guidance import Estimate, estimate, noise_scale, polyak_move, timestep_of
+from vsr_lightning.inference.guidance import Descent, Estimate, PolyakGuidance, timestep_of
 from vsr_lightning.models.prior import Prior
 from vsr_lightning.models.schedule import LinearSchedule, Step
 
@@ -55,22 +56,18 @@ def dps_particles_sample(
         raise UserError(f"sampler.particles: {particles} is not at least 1")
     if not 0 <= until < start:
         raise UserError(f"sampler.until: {until} is not from 0 up to sampler.start, {start}")
-    zeta = torch.as_tensor(zeta, dtype=torch.float32, device=observation.y.device)
     last_together = timestep_of(until, prior.schedule, "until")
+    guidance = PolyakGuidance(observation.noise_norm, zeta, max_move)
+    descent = Descent(prior, observation, noise, guidance, cool_from=last_together)
     z_t = [noise() for _ in range(particles)]
     for index, step in enumerate(_in_two_paces(prior.schedule, steps, start, until, early)):
         # One after the other: the batch shape, and so the compiled networks, stay the same.
-        guesses = [estimate(prior, observation, z, step) for z in z_t]
+        guesses = [descent.look(z, step) for z in z_t]
         residuals = torch.stack([guess.residual for guess in guesses]).nan_to_num(nan=torch.inf)
         if step.t <= last_together and len(guesses) > 1:
             best = residuals.argmin(dim=0)
             z_t, guesses = [_choose(z_t, best)], [_best_estimate(guesses, best)]
-        moves = [polyak_move(guess, observation.noise_norm, zeta, max_move) for guess in guesses]
-        scale = noise_scale(step, temperature, last_together)
-        z_t = [
-            step.mean(z, guess.z0_hat) + scale * noise() - move
-            for z, guess, move in zip(z_t, guesses, moves, strict=True)
-        ]
+        z_t = [descent.leave(z, guess, step, temperature) for z, guess in zip(z_t, guesses, strict=True)]
         if on_step is not None:
             on_step(index, step, residuals.amin(dim=0))  # not finite only if no particle is
     return guesses[0].x_hat
@@ -87,8 +84,7 @@ def _in_two_paces(schedule: LinearSchedule, steps: int, start: float, until: flo
 
 
 def _best_estimate(guesses: Sequence[Estimate], best: Tensor) -> Estimate:
-    fields = ("z0_hat", "x_hat", "residual", "gradient")
-    return Estimate(*(_choose([getattr(guess, name) for guess in guesses], best) for name in fields))
+    return Estimate(*(_choose([getattr(guess, field.name) for guess in guesses], best) for field in fields(Estimate)))
 
 
 def _choose(values: Sequence[Tensor], best: Tensor) -> Tensor:

@@ -28,9 +28,9 @@ def dps_polyak_sample(
     max_move: float = 0.3,
     zeta_end: float | None = None,
     momentum: float = 0.0,
-    blur: float = 0.0,
-    blur_high: float = 0.3,
-    blur_low: float = 0.05,
+    gradient_blur: float = 0.0,
+    gradient_blur_from: float = 0.3,
+    gradient_blur_until: float = 0.05,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Restore videos from their observation: one posterior sample each, (B, F, C, H, W).
@@ -47,10 +47,11 @@ def dps_polyak_sample(
             restorations are posterior samples.
         max_move: see `polyak_move`.
         zeta_end, momentum: see `PolyakGuidance`.
-        blur, blur_high, blur_low: see `WideGradient`; 0 pixels is the gradient of the observation itself.
+        gradient_blur, gradient_blur_from, gradient_blur_until: see `WideGradient`; at 0 pixels the gradient is that of
+            the observation itself. Levels are shares of the schedule.
     """
     guidance = PolyakGuidance(observation.noise_norm, zeta, max_move, zeta_end, momentum)
-    wide = WideGradient.between(prior.schedule, blur, blur_high, blur_low)
+    wide = WideGradient.between(prior.schedule, gradient_blur, gradient_blur_from, gradient_blur_until)
     settled = timestep_of(cool_from, prior.schedule, "cool_from")
     descent = Descent(prior, observation, noise, guidance, settled, on_step, wide)
     _, x_hat = descent(noise(), prior.schedule.respaced(steps, spacing, start, eta), temperature)

@@ -32,9 +32,9 @@ def dps_restart_sample(
     max_move: float = 0.3,
     zeta_end: float | None = None,
     momentum: float = 0.0,
-    blur: float = 0.0,
-    blur_high: float = 0.3,
-    blur_low: float = 0.05,
+    gradient_blur: float = 0.0,
+    gradient_blur_from: float = 0.3,
+    gradient_blur_until: float = 0.05,
     spacing: str = "uniform",
     eta: float = 1.0,
     on_step: OnStep | None = None,
@@ -52,14 +52,15 @@ def dps_restart_sample(
             down, see `noise_scale`; at 1 restorations are posterior samples.
         max_move: see `polyak_move`.
         zeta_end, momentum: see `PolyakGuidance`.
-        blur, blur_high, blur_low: see `WideGradient`; 0 pixels is the gradient of the observation itself.
+        gradient_blur, gradient_blur_from, gradient_blur_until: see `WideGradient`; at 0 pixels the gradient is that of
+            the observation itself. Levels are shares of the schedule.
         spacing, eta: of each descent, see `LinearSchedule.respaced`; eta 0 is the original Restart.
 
     Raises:
         UserError: a level is out of range, or there are fewer steps than descents.
     """
     guidance = PolyakGuidance(observation.noise_norm, zeta, max_move, zeta_end, momentum)
-    wide = WideGradient.between(prior.schedule, blur, blur_high, blur_low)
+    wide = WideGradient.between(prior.schedule, gradient_blur, gradient_blur_from, gradient_blur_until)
     settled = timestep_of(cool_from, prior.schedule, "cool_from")
     parts = descents(prior.schedule, steps, start, restarts, low, spacing, eta)
     descent = Descent(prior, observation, noise, guidance, settled, on_step, wide)

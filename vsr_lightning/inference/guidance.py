@@ -3,6 +3,7 @@
 `dps.py` is Algorithm 1, written out beside the paper; the other samplers are made of these parts.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import InitVar, dataclass
@@ -25,65 +26,75 @@ class Estimate:
     z0_hat: Tensor  # E[z_0 | z_t], (B, F, c, h, w) (Eq. 9)
     x_hat: Tensor  # D(z0_hat), (B, F, C, H, W)
     residual: Tensor  # ||y - M(H(x_hat))||, (B,)
-    gradient: Tensor  # of the residual by z_t, through degradation, decoder and DiT; z_t's shape
+    gradient: Tensor  # of the residual by z_t, through degradation (perhaps a wider one), decoder and DiT; z_t's shape
 
 
 @torch.enable_grad()  # a trainer's prediction loop runs without gradients
 def estimate(prior: Prior, observation: Observation, z_t: Tensor, step: Step, blur: float = 0.0) -> Estimate:
     """Denoise z_t (B, F, c, h, w) at `step.t`, and see how well that explains the observation (lines 3, 4, 7, 8).
 
-    With `blur`, in HR pixels, the gradient of the residual is taken as if the video were blurred so before it is
-    degraded, see `WideGradient`; the residual itself is not.
+    With `blur`, in HR pixels, the gradient of the residual is taken as if the video were blurred before it is degraded,
+    see `WideGradient`; the residual itself is not.
     """
     z_t = z_t.detach().requires_grad_()
     eps = prior.eps(z_t, torch.full((len(z_t),), step.t, device=z_t.device))
     z0_hat = (z_t - (1 - step.alpha_bar_t) ** 0.5 * eps) / step.alpha_bar_t**0.5
     x_hat = prior.decode(z0_hat)
-    y_hat = observation.degrade(x_hat)
-    if blur > 0:
-        y_wide = observation.degrade(_gaussian(x_hat, blur)(x_hat))
-        y_hat = y_hat.detach() + y_wide - y_wide.detach()
+    y_hat = observation.degrade(x_hat) if blur == 0 else _through_blur(observation, x_hat, blur)
     residual = torch.linalg.vector_norm((observation.y - y_hat).flatten(1), dim=1)
     (gradient,) = torch.autograd.grad(residual.sum(), z_t)
     return Estimate(z0_hat.detach(), x_hat.detach(), residual.detach(), gradient)
 
 
-def _gaussian(x: Tensor, width: float) -> SeparableOperator:
-    """The blur of all frames of x (B, F, C, H, W) by `width` pixels."""
-    A_v, A_h = (Downsample(factor=1).matrix(size, width)[None] for size in x.shape[-2:])
-    return SeparableOperator(A_v, A_h).to(x.device, non_blocking=True)  # no step waits for the device
+def _through_blur(observation: Observation, x_hat: Tensor, blur: float) -> Tensor:
+    """What would be observed of x_hat, with the gradient that it had if x_hat were blurred before."""
+    A_v, A_h = (_blur_matrix(size, blur) for size in x_hat.shape[-2:])
+    # Some kilobytes, which CUDA copies without waiting for the device.
+    blurred = SeparableOperator(A_v, A_h).to(x_hat.device, non_blocking=True)(x_hat)
+    with torch.no_grad():
+        y_hat = observation.degrade(x_hat)
+    y_wide = observation.degrade(blurred)
+    return y_hat + (y_wide - y_wide.detach())
+
+
+@functools.lru_cache(maxsize=4096)  # of a few kilobytes each: all steps of some samplers
+def _blur_matrix(size: int, width: float) -> Tensor:
+    return Downsample(factor=1).matrix(size, width)[None].float()
 
 
 @dataclass(frozen=True)
 class WideGradient:
-    """How much wider than the observation's own blur its gradient is taken.
+    """How much wider than the observation's own blur the gradient of its residual is taken.
 
     A pixel in the black, or within a stroke, does not change when an edge some pixels away moves: where single pixels
     are observed, guidance has next to no gradient to follow. So the residual is carried back through a wider blur,
-    which reaches those edges (an unmatched backprojector, Zeng & Gullberg 2000).
+    which reaches those edges (an unmatched backprojector, Zeng & Gullberg 2000). A share zeta of the misfit is then no
+    longer what a step removes: to first order a step removes <g, g_w> / ||g_w||^2 times as much, with g and g_w the
+    gradient and the wider one. That is twice as much for single pixels far from each other.
 
     Args:
-        blur: in HR pixels, beside the observation's own, at timestep `high` and above. It shrinks linearly in t to
-            none at `low` and below.
+        blur: in HR pixels, beside the observation's own, at timestep `t_from` and above. It shrinks linearly in t to
+            none at `t_until` and below.
     """
 
     blur: float
-    high: int
-    low: int
+    t_from: int
+    t_until: int
 
     @classmethod
     def between(cls, schedule: LinearSchedule, blur: float, high: float, low: float) -> Self:
-        """With levels as shares of the schedule. Raises UserError if one is no share, or the width is none."""
+        """From `high` to `low` of the schedule. Raises UserError if one is no share, or the blur is no width."""
         if not 0 <= blur < math.inf:
-            raise UserError(f"sampler.blur: {blur} is not a width of at least 0 pixels")
-        wide = cls(blur, timestep_of(high, schedule, "blur_high"), timestep_of(low, schedule, "blur_low"))
-        if not wide.low < wide.high:
-            raise UserError(f"sampler.blur_high: {high} is not above sampler.blur_low, {low}")
-        return wide
+            raise UserError(f"sampler.gradient_blur: {blur} is not a width of at least 0 pixels")
+        if not low < high:
+            raise UserError(f"sampler.gradient_blur_from: {high} is not above sampler.gradient_blur_until, {low}")
+        t_from = timestep_of(high, schedule, "gradient_blur_from")
+        return cls(blur, t_from, timestep_of(low, schedule, "gradient_blur_until"))
 
     def at(self, step: Step) -> float:
         """The additional blur at a step, HR pixels."""
-        return self.blur * min(1.0, max(0.0, (step.t - self.low) / (self.high - self.low)))
+        share = (step.t - self.t_until) / max(1, self.t_from - self.t_until)
+        return self.blur * min(1.0, max(0.0, share))
 
 
 def polyak_move(estimate: Estimate, noise_norm: Tensor, zeta: Tensor, max_move: float) -> Tensor:
@@ -93,7 +104,8 @@ def polyak_move(estimate: Estimate, noise_norm: Tensor, zeta: Tensor, max_move: 
 
         zeta * max(r - noise_norm, 0) / ||g||^2 * g,
 
-    which at zeta = 1 and to first order takes r to the norm that the sensor noise leaves to the truth.
+    which, taken from z_t, would at zeta = 1 and to first order bring r to the norm that the sensor noise leaves to the
+    truth; with a wider gradient see `WideGradient`. That r should not become less is Morozov's discrepancy principle.
 
     Args:
         noise_norm, zeta: one for each sample, (B,); zeta may be one number.
@@ -193,8 +205,7 @@ class Descent:
     def step(self, z_t: Tensor, step: Step, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """One step of a descent."""
         guess = self.look(z_t, step)
-        drawn = noise_scale(step, temperature, self.cool_from) * self.noise()
-        return step.mean(z_t, guess.z0_hat) + drawn - self.guidance.move(guess, step), guess.x_hat
+        return self.leave(z_t, guess, step, temperature), guess.x_hat
 
     def look(self, z_t: Tensor, step: Step) -> Estimate:
         """`estimate`, counted as a step."""
@@ -203,6 +214,11 @@ class Descent:
             self.on_step(self.taken, step, guess.residual)
         self.taken += 1
         return guess
+
+    def leave(self, z_t: Tensor, guess: Estimate, step: Step, temperature: float = 1.0) -> Tensor:
+        """z_{t-1}, after what was seen at z_t."""
+        drawn = noise_scale(step, temperature, self.cool_from) * self.noise()
+        return step.mean(z_t, guess.z0_hat) + drawn - self.guidance.move(guess, step)
 
 
 def timestep_of(share: float, schedule: LinearSchedule, key: str) -> int:
