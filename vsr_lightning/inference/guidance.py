@@ -231,8 +231,8 @@ def timestep_of(share: float, schedule: LinearSchedule, key: str) -> int:
 def noise_scale(step: Step, temperature: float, cool_from: int) -> float:
     """Standard deviation of what a step draws: sigma_t, and `temperature` times that from timestep `cool_from` down.
 
-    The mean of the step stays, so below 1 samples gather where the posterior is dense. At high noise, where samples part
-    ways, that does harm; from where they have settled, it only smooths them. (Sampling of generative models at a
+    The mean of the step stays, so below 1 samples gather where the posterior is dense. At high noise, where samples
+    part ways, that does harm; from where they have settled, it only smooths them. (Sampling of generative models at a
     temperature: Kingma & Dhariwal 2018, section 3.4.)
 
     Raises:
