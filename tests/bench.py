@@ -278,14 +278,15 @@ def train_rate(experiment: Experiment) -> float:
     return videos / checkpoint["callbacks"]["Throughput"]["seconds"]
 
 
-def short_training(path: str, overrides: list[str], steps: int) -> Experiment:
-    """A DiT's experiment cut to so many steps, on one device, compiled on a GPU, neither checked nor logged.
+def short_training(path: str, overrides: list[str], steps: int, devices: int = 1) -> Experiment:
+    """A DiT's experiment cut to so many steps, compiled on a GPU, neither checked nor logged.
 
     Raises UserError.
     """
     compiled = "always" if torch.cuda.is_available() else "never"
     settings = [f"training.max_steps={steps}", f"training.val_every={steps}", "training.check_videos=0"]
-    settings += [f"trainer.compile={compiled}", "trainer.devices=1", "trainer.progress=false", "logging.mode=disabled"]
+    settings += [f"trainer.compile={compiled}", f"trainer.devices={devices}", "trainer.progress=false"]
+    settings += ["logging.mode=disabled"]
     experiment = load_config(path, [*overrides, *settings])
     if experiment.training.stage != "dit":
         raise UserError(f"{path}: trains a VAE; name the experiment of a DiT")

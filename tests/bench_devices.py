@@ -9,7 +9,6 @@ are there are compared in `devices.csv` and `devices.png`.
 """
 
 import argparse
-import csv
 import statistics
 import tempfile
 import time
@@ -19,14 +18,13 @@ from unittest import mock
 
 import lightning as L
 import torch
-from bench import positive, synchronise
+from bench import positive, short_training, synchronise
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from vsr_lightning import processes, provenance
-from vsr_lightning.config import load_config
 from vsr_lightning.figures.drawing import save
-from vsr_lightning.files import write_json, write_table
+from vsr_lightning.files import read_table, write_json, write_table
 from vsr_lightning.training import run
 
 WARM_UP = 10  # steps before the clock starts: the first compiles, the next wait for the loader
@@ -53,9 +51,9 @@ class Losses(L.Callback):
 
 def measure(devices: int, batch: int, steps: int, overrides: list[str], folder: Path) -> None:
     """Train and, in the first process, write `losses-<devices>.csv`."""
-    settings = [f"trainer.devices={devices}", f"data.batch_size={batch // devices}", "training.check_videos=0"]
-    settings += [f"training.max_steps={steps}", f"training.val_every={steps}", "training.decay_steps=1"]
-    settings += ["training.vae_prior=data/checkpoints/moving_mnist", "logging.mode=disabled", "trainer.progress=false"]
+    settings = [f"data.batch_size={batch // devices}", "training.decay_steps=1"]
+    settings += ["training.vae_prior=data/checkpoints/moving_mnist", *overrides]
+    experiment = short_training("experiments/moving_mnist/dit.yaml", settings, steps, devices)
     recorder, make_trainer = Losses(), run.make_trainer
 
     def recording(*arguments: Any) -> L.Trainer:
@@ -63,8 +61,8 @@ def measure(devices: int, batch: int, steps: int, overrides: list[str], folder: 
         trainer.callbacks.append(recorder)  # type: ignore[attr-defined]
         return trainer
 
-    with tempfile.TemporaryDirectory() as runs_dir, mock.patch.object(run, "make_trainer", recording):
-        run.train(load_config("experiments/moving_mnist/dit.yaml", [*settings, f"runs_dir={runs_dir}", *overrides]))
+    with tempfile.TemporaryDirectory() as experiment.runs_dir, mock.patch.object(run, "make_trainer", recording):
+        run.train(experiment)
     if processes.rank() == 0:
         rate = (steps - WARM_UP) * batch / recorder.seconds
         rows = [
@@ -76,11 +74,13 @@ def measure(devices: int, batch: int, steps: int, overrides: list[str], folder: 
 
 
 def compare(folder: Path) -> list[dict[str, Any]]:
-    """The curves that are there, each beside the one of the fewest devices; the second half of their steps."""
+    """The curves that are there, each beside the one of the fewest devices; the second half of their steps.
+
+    The standard error takes steps as independent, which they are but for what the weights remember: it is a lower bound.
+    """
     curves: dict[int, list[dict[str, str]]] = {}
     for path in folder.glob("losses-*.csv"):
-        with path.open(newline="") as file:
-            curves[int(path.stem.removeprefix("losses-"))] = list(csv.DictReader(file))
+        curves[int(path.stem.removeprefix("losses-"))] = read_table(path, "measure it again")
     losses = {devices: [float(row["loss"]) for row in curves[devices]] for devices in sorted(curves)}
     rates = {devices: float(curves[devices][0]["videos_per_second"]) for devices in losses}
     fewest = min(losses)
