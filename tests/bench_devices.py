@@ -76,7 +76,7 @@ def measure(devices: int, batch: int, steps: int, overrides: list[str], folder: 
 def compare(folder: Path) -> list[dict[str, Any]]:
     """The curves that are there, each beside the one of the fewest devices; the second half of their steps.
 
-    The standard error takes steps as independent, which they are but for what the weights remember: it is a lower bound.
+    The standard error is a lower bound: it takes steps as independent, although the weights remember.
     """
     curves: dict[int, list[dict[str, str]]] = {}
     for path in folder.glob("losses-*.csv"):

@@ -5,7 +5,8 @@ import torch
 from tiny_sweep import ITEMS, assert_same_rows, experiment, rows_by_item, written_rows
 
 from vsr_lightning.evaluation import results
-from vsr_lightning.evaluation.run import UntilTimeIsUp, sweep
+from vsr_lightning.evaluation.restoring import UntilTimeIsUp
+from vsr_lightning.evaluation.run import sweep
 from vsr_lightning.inference.lit_vsr import LitVSR
 
 

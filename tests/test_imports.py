@@ -44,7 +44,7 @@ ARROWS = {
     "dashboard": {"wandb_logger"},
     "figures": set(),
 }
-LIGHTNING = ("data/", "training/", "inference/lit_vsr.py", "evaluation/run.py", "processes.py", "wandb_logger.py")
+LIGHTNING = ("data/", "training/", "inference/lit_vsr.py", "evaluation/restoring.py", "processes.py", "wandb_logger.py")
 WANDB = ("evaluation/wandb_run.py", "dashboard.py")
 WANDB_LOGGER = ("wandb_logger.py",)
 

@@ -17,7 +17,7 @@ from killing import PATIENCE, Killer, assert_same_results, finish, interrupt, ki
 
 from vsr_lightning.__main__ import main
 from vsr_lightning.config import load_config
-from vsr_lightning.evaluation import results, run, videos
+from vsr_lightning.evaluation import restoring, results, run, videos
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments" / "moving_mnist"
 COMMON = ["data.digits=embedded", "trainer.accelerator=cpu", "trainer.progress=false"]
@@ -182,7 +182,7 @@ def test_an_orphan_of_a_killed_process_has_no_say(sweep_arguments, tmp_path, mon
     folder = tmp_path / "runs" / "frame_count"
     with monkeypatch.context() as patch:
         patch.setattr(results.RowWriter, "append", _killed)
-        patch.setattr(run, "to_uint8", lambda video: torch.full_like(video, 7, dtype=torch.uint8).movedim(-3, -1))
+        patch.setattr(restoring, "to_uint8", lambda video: torch.full_like(video, 7, dtype=torch.uint8).movedim(-3, -1))
         with pytest.raises(RuntimeError, match="killed"):
             run.sweep(load_config(sweep_arguments[1], sweep_arguments[2:]))
     assert [video.max() for video in videos.load_restored(folder).values()] == [7]
