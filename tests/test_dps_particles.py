@@ -26,13 +26,15 @@ def test_one_particle_is_polyaks_sampler(problem):
     assert torch.equal(alone, dps_polyak_sample(prior, observation, replay(draws), steps=STEPS))
 
 
-def test_one_particle_cools_as_polyaks_sampler_does(problem):
+def test_one_particle_cools_and_looks_as_polyaks_sampler_does(problem):
     prior, observation = problem
     draws = normal(STEPS + 1, BATCH, *SHAPE, seed=2)
-    options = {"steps": STEPS, "temperature": 0.5}
+    options = {"steps": STEPS, "temperature": 0.5, "gradient_blur": 1.5}
     alone = dps_particles_sample(prior, observation, replay(draws), particles=1, until=0.3, **options)
     assert torch.equal(alone, dps_polyak_sample(prior, observation, replay(draws), cool_from=0.3, **options))
-    assert not torch.equal(alone, dps_polyak_sample(prior, observation, replay(draws), cool_from=0.6, **options))
+    for change in ({"cool_from": 0.6}, {"gradient_blur": 0.0}):
+        other = dps_polyak_sample(prior, observation, replay(draws), **({"cool_from": 0.3, **options} | change))
+        assert not torch.equal(alone, other)
 
 
 def test_the_best_of_independent_descents_is_returned(problem):

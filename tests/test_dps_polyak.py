@@ -1,6 +1,7 @@
 """Polyak's step size: where its limit is known in closed form, and beside Algorithm 1 at equal steps."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -65,6 +66,19 @@ def blurred(A: np.ndarray, width: float) -> np.ndarray:
     """The frame (H, W) that each column of A (H W, n) is, blurred."""
     frames = A.reshape(*SHAPE[2:], -1)
     return gaussian_filter(frames, width, mode="reflect", axes=(0, 1)).reshape(A.shape) if width > 0 else A
+
+
+def test_the_gradient_is_no_wider_than_a_blur_that_is_as_wide(problem):
+    """Each video's own blur counts: 0, 1.2 and 2 px, where at least 1.5 is asked for."""
+    prior, y, draws = problem
+    step, z_t = prior.schedule.respaced(1)[0], draws[0]
+    narrow = estimate(prior, seen(y), z_t, step).gradient
+    blur = [0.0, 1.2, 2.0, 0.0]
+    found = estimate(prior, replace(seen(y), blur=blur), z_t, step, 1.5).gradient
+    for b, missing in enumerate([1.5, (1.5**2 - 1.2**2) ** 0.5, 0.0, 1.5]):
+        expected = estimate(prior, seen(y), z_t, step, missing).gradient[b] if missing else narrow[b]
+        torch.testing.assert_close(found[b], expected, rtol=1e-6, atol=1e-6)
+        assert torch.allclose(found[b], narrow[b], rtol=1e-3) == (missing == 0)
 
 
 def test_a_wider_gradient_reaches_an_edge_beside_the_pixel_that_is_seen():

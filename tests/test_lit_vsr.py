@@ -216,7 +216,7 @@ def test_random_streams_and_conditions_reach_the_sampler(prior):
 
     def sampler(prior, observation, noise, *, steps, zeta, on_step, note):
         clean = observation.degrade(batch.x)
-        heard.update(draw=noise(), steps=steps, zeta=zeta, clean=clean, note=note)
+        heard.update(draw=noise(), steps=steps, zeta=zeta, clean=clean, note=note, blur=observation.blur)
         return batch.x
 
     batch = make_batch(prior, [0, 1], sigma_y=torch.zeros(2))
@@ -225,6 +225,7 @@ def test_random_streams_and_conditions_reach_the_sampler(prior):
     assert heard["steps"] == STEPS
     assert heard["zeta"].tolist() == [1, 2]
     assert heard["note"] == "bound"
+    assert heard["blur"] == pytest.approx([1.0, 2.0], abs=0.01)
     torch.testing.assert_close(heard["clean"], result.y)  # the masked operator, the same that observed
 
 

@@ -85,6 +85,16 @@ class Downsample:
             raise UserError(f"grid.sigma_h={sigma_h}: {self.kernel} has no width; use 0 or the gaussian kernel")
         return self._box_matrix(size) if self.kernel == "box" else self._bicubic_matrix(size)
 
+    def width(self, size: int, sigma_h: float = 0.0) -> float:
+        """How wide an LR sample's view is: the standard deviation of |weights| in mid-axis, HR pixels.
+
+        Of the Gaussian that is `sigma_h`, less if it is truncated. Arguments and errors are those of `matrix`.
+        """
+        weights = self.matrix(size, sigma_h)[size // self.factor // 2].abs()
+        positions = torch.arange(size, dtype=weights.dtype)
+        mean = (weights * positions).sum() / weights.sum()
+        return ((weights * (positions - mean).square()).sum() / weights.sum()).sqrt().item()
+
     def operator(
         self, sigma_h: Sequence[float], height: int, width: int, device: torch.device | str | None = None
     ) -> "SeparableOperator":

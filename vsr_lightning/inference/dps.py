@@ -1,6 +1,6 @@
 """Algorithm 1: diffusion posterior sampling of a video in latent space (Chung et al. 2022; VDM-VSR, Eq. 14)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,7 @@ class Observation:
     degrade: Degrade
     # (B,), the root mean square of ||y - M(H(x))|| for the true video: sigma_y times the root of the numbers seen.
     noise_norm: Tensor
+    blur: Sequence[float] = ()  # of each video before decimation: standard deviation, HR pixels; empty is none
 
 
 @torch.enable_grad()  # a trainer's prediction loop runs without gradients

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vsr_lightning.errors import UserError
 from vsr_lightning.inference.dps import Observation, OnStep
-from vsr_lightning.inference.guidance import Descent, Estimate, PolyakGuidance, timestep_of
+from vsr_lightning.inference.guidance import Descent, Estimate, PolyakGuidance, WideGradient, timestep_of
 from vsr_lightning.models.prior import Prior
 from vsr_lightning.models.schedule import LinearSchedule, Step
 
@@ -32,6 +32,9 @@ def dps_particles_sample(
     early: float | None = None,
     temperature: float = 1.0,
     max_move: float = 0.3,
+    gradient_blur: float = 0.0,
+    gradient_blur_from: float = 0.3,
+    gradient_blur_until: float = 0.05,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Restore videos from their observation, (B, F, C, H, W): of each the best of several samples, at one noise level.
@@ -48,6 +51,7 @@ def dps_particles_sample(
         early: share of the steps down to there, where each costs K times as much; None spaces all evenly.
         temperature: factor on the noise that the steps of the chosen particle draw, see `noise_scale`.
         max_move: see `polyak_move`.
+        gradient_blur, gradient_blur_from, gradient_blur_until: see `WideGradient`, as in `dps_polyak_sample`.
 
     Raises:
         UserError: `particles`, `until` or `early` is out of range.
@@ -58,7 +62,8 @@ def dps_particles_sample(
         raise UserError(f"sampler.until: {until} is not from 0 up to sampler.start, {start}")
     last_together = timestep_of(until, prior.schedule, "until")
     guidance = PolyakGuidance(observation.noise_norm, zeta, max_move)
-    descent = Descent(prior, observation, noise, guidance, cool_from=last_together)
+    wide = WideGradient.between(prior.schedule, gradient_blur, gradient_blur_from, gradient_blur_until)
+    descent = Descent(prior, observation, noise, guidance, cool_from=last_together, wide=wide)
     z_t = [noise() for _ in range(particles)]
     for index, step in enumerate(_in_two_paces(prior.schedule, steps, start, until, early)):
         # One after the other: the batch shape, and so the compiled networks, stay the same.

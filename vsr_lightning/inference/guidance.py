@@ -12,7 +12,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from vsr_lightning.degradation.downsample import Downsample, SeparableOperator
+from vsr_lightning.degradation.downsample import TRUNCATE, Downsample, SeparableOperator
 from vsr_lightning.errors import UserError
 from vsr_lightning.inference.dps import Observation, OnStep
 from vsr_lightning.models.prior import Prior
@@ -30,51 +30,56 @@ class Estimate:
 
 
 @torch.enable_grad()  # a trainer's prediction loop runs without gradients
-def estimate(prior: Prior, observation: Observation, z_t: Tensor, step: Step, blur: float = 0.0) -> Estimate:
+def estimate(prior: Prior, observation: Observation, z_t: Tensor, step: Step, least_blur: float = 0.0) -> Estimate:
     """Denoise z_t (B, F, c, h, w) at `step.t`, and see how well that explains the observation (lines 3, 4, 7, 8).
 
-    With `blur`, in HR pixels, the gradient of the residual is taken as if the video were blurred before it is degraded,
+    The gradient of the residual is taken as if the blur before decimation were at least `least_blur` HR pixels wide,
     see `WideGradient`; the residual itself is not.
     """
     z_t = z_t.detach().requires_grad_()
     eps = prior.eps(z_t, torch.full((len(z_t),), step.t, device=z_t.device))
     z0_hat = (z_t - (1 - step.alpha_bar_t) ** 0.5 * eps) / step.alpha_bar_t**0.5
     x_hat = prior.decode(z0_hat)
-    y_hat = observation.degrade(x_hat) if blur == 0 else _through_blur(observation, x_hat, blur)
+    y_hat = _through_blur(observation, x_hat, least_blur)
     residual = torch.linalg.vector_norm((observation.y - y_hat).flatten(1), dim=1)
     (gradient,) = torch.autograd.grad(residual.sum(), z_t)
     return Estimate(z0_hat.detach(), x_hat.detach(), residual.detach(), gradient)
 
 
-def _through_blur(observation: Observation, x_hat: Tensor, blur: float) -> Tensor:
-    """What would be observed of x_hat, with the gradient that it had if x_hat were blurred before."""
-    A_v, A_h = (_blur_matrix(size, blur) for size in x_hat.shape[-2:])
-    # Some kilobytes, which CUDA copies without waiting for the device.
-    blurred = SeparableOperator(A_v, A_h).to(x_hat.device, non_blocking=True)(x_hat)
+def _through_blur(observation: Observation, x_hat: Tensor, least_blur: float) -> Tensor:
+    """What would be observed of x_hat, with the gradient that it had if the blur were at least so wide."""
+    own = observation.blur or [0.0] * len(x_hat)
+    missing = [max(0.0, least_blur**2 - width**2) ** 0.5 for width in own]  # widths of Gaussians add up as squares
+    if TRUNCATE * max(missing) < 0.5:  # reaches no neighbour
+        return observation.degrade(x_hat)
+    A_v, A_h = (
+        torch.stack([_blur_matrix(size, width, x_hat.device) for width in missing]) for size in x_hat.shape[-2:]
+    )
     with torch.no_grad():
         y_hat = observation.degrade(x_hat)
-    y_wide = observation.degrade(blurred)
+    y_wide = observation.degrade(SeparableOperator(A_v, A_h)(x_hat))
     return y_hat + (y_wide - y_wide.detach())
 
 
 @functools.lru_cache(maxsize=4096)  # of a few kilobytes each: all steps of some samplers
-def _blur_matrix(size: int, width: float) -> Tensor:
-    return Downsample(factor=1).matrix(size, width)[None].float()
+def _blur_matrix(size: int, width: float, device: torch.device) -> Tensor:
+    return Downsample(factor=1).matrix(size, width).float().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
 class WideGradient:
-    """How much wider than the observation's own blur the gradient of its residual is taken.
+    """The least width of blur through which the gradient of the residual is taken.
 
     A pixel in the black, or within a stroke, does not change when an edge some pixels away moves: where single pixels
     are observed, guidance has next to no gradient to follow. So the residual is carried back through a wider blur,
-    which reaches those edges (an unmatched backprojector, Zeng & Gullberg 2000). A share zeta of the misfit is then no
-    longer what a step removes: to first order a step removes <g, g_w> / ||g_w||^2 times as much, with g and g_w the
-    gradient and the wider one. That is twice as much for single pixels far from each other.
+    which reaches those edges (an unmatched backprojector, Zeng & Gullberg 2000). Where the observation is blurred as
+    much already, nothing changes. A share zeta of the misfit is else no longer what a step removes: to first order a
+    step removes <g, g_w> / ||g_w||^2 times as much, with g and g_w the gradient and the wider one. That is twice as
+    much for single pixels far from each other.
 
     Args:
-        blur: in HR pixels, beside the observation's own, at timestep `t_from` and above. It shrinks linearly in t to
-            none at `t_until` and below.
+        blur: standard deviation, HR pixels, at timestep `t_from` and above. It shrinks linearly in t to none at
+            `t_until` and below.
     """
 
     blur: float
@@ -92,7 +97,7 @@ class WideGradient:
         return cls(blur, t_from, timestep_of(low, schedule, "gradient_blur_until"))
 
     def at(self, step: Step) -> float:
-        """The additional blur at a step, HR pixels."""
+        """The least blur at a step, HR pixels."""
         share = (step.t - self.t_until) / max(1, self.t_from - self.t_until)
         return self.blur * min(1.0, max(0.0, share))
 

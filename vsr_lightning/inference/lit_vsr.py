@@ -82,6 +82,7 @@ class LitVSR(L.LightningModule):
         operator = degradation.operator(batch.sigma_h, batch.x.shape[-2], batch.x.shape[-1], batch.x.device)
         x = self._reconstruct(batch.x) if self.observe_reconstruction else batch.x
         y = observe(replace(batch, x=x), operator)
+        blur = [degradation.width(x.shape[-1], sigma_h) for sigma_h in batch.sigma_h]
         failures = FailureLog(len(y), y.device)
 
         def on_step(index: int, step: Step, residual: Tensor) -> None:
@@ -91,7 +92,7 @@ class LitVSR(L.LightningModule):
 
         x_hat = self.samplers[batch.sampler](
             self.prior,
-            Observation(y, lambda x: mask_frames(operator(x), batch.mask), noise_norm(batch, y)),
+            Observation(y, lambda x: mask_frames(operator(x), batch.mask), noise_norm(batch, y), blur),
             SamplerNoise(batch.keys, self.prior.latent_shape, y.device),
             steps=batch.steps,
             zeta=batch.zeta,
