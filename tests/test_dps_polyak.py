@@ -10,11 +10,12 @@ from scipy.ndimage import gaussian_filter
 from test_dps import SHAPE, SIZE, CurvedPrior, GaussianPrior, first_frame, noise_source, normal, replay, seen
 from torch import Tensor
 
+from vsr_lightning.degradation.downsample import Downsample
 from vsr_lightning.errors import UserError
 from vsr_lightning.inference.ancestral import ancestral_sample
 from vsr_lightning.inference.dps import Observation, dps_sample
 from vsr_lightning.inference.dps_polyak import dps_polyak_sample
-from vsr_lightning.inference.guidance import estimate
+from vsr_lightning.inference.guidance import estimate, polyak_move
 from vsr_lightning.models.schedule import LinearSchedule
 
 
@@ -44,9 +45,11 @@ def test_step_by_step_in_numpy(zeta_end, momentum, blur):
         z0_hat = bar**0.5 * z
         residual = y.flatten(1).numpy() - z0_hat @ A.T
         norm = np.linalg.norm(residual, axis=1)
-        gradient = -(bar**0.5) * residual @ blurred(A, blur * np.clip((t - 6) / (17 - 6), 0, 1)) / norm[:, None]
+        width = blur * np.clip((t - 6) / (17 - 6), 0, 1)
+        gradient = -(bar**0.5) * residual @ blurred(A, width) / norm[:, None]
         slope = np.linalg.norm(gradient, axis=1)
         share = zeta if zeta_end is None else zeta_end + (1 - bar) ** 0.5 * (zeta - zeta_end)
+        share /= 2 if width > 0 else 1
         length = np.minimum(share * np.maximum(norm - noise_norm, 0) / slope, 0.2 * math.sqrt(SIZE))
         moved = (length / slope)[:, None] * gradient + momentum * moved
         alpha = bar / bar_prev
@@ -79,6 +82,20 @@ def test_the_gradient_is_no_wider_than_a_blur_that_is_as_wide(problem):
         expected = estimate(prior, seen(y), z_t, step, missing).gradient[b] if missing else narrow[b]
         torch.testing.assert_close(found[b], expected, rtol=1e-6, atol=1e-6)
         assert torch.allclose(found[b], narrow[b], rtol=1e-3) == (missing == 0)
+
+
+def test_a_step_along_a_wider_gradient_removes_the_share_that_it_should_of_pixels_far_apart():
+    """Decoding is the identity, and every eighth pixel is seen: the misfit is linear in z."""
+    zeta, noise_norm = 0.4, torch.tensor([0.3], dtype=torch.float64)
+    step = LinearSchedule().respaced(1)[0]
+    z_t, y = normal(1, 1, 1, 64, 64, seed=6), normal(1, 1, 1, 8, 8, seed=7)
+    observation = Observation(y, Downsample(factor=8).operator([0.0], 64, 64), noise_norm)
+    for blur in (0.0, 1.5, 2.0):
+        guess = estimate(GaussianPrior(), observation, z_t, step, blur)
+        moved = z_t - polyak_move(guess, noise_norm, torch.tensor(zeta), math.inf)
+        left = estimate(GaussianPrior(), observation, moved, step).residual
+        removed = (guess.residual - left) / (guess.residual - noise_norm)
+        assert removed.item() == pytest.approx(zeta, rel=0.05)
 
 
 def test_a_wider_gradient_reaches_an_edge_beside_the_pixel_that_is_seen():

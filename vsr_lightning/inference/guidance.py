@@ -18,6 +18,11 @@ from vsr_lightning.inference.dps import Observation, OnStep
 from vsr_lightning.models.prior import Prior
 from vsr_lightning.models.schedule import LinearSchedule, Step
 
+# Of a Gaussian blur b and a pixel far from others, b(0) / (b * b)(0): the gradient g of its residual, and the wider
+# gradient g_w, have <g, g_w> / ||g_w||^2 = 2 in two dimensions, whatever the width. (Of less than 0.7 px the pixel grid
+# makes it less, and steps are shorter than they need be.)
+OVERSHOOT = 2.0
+
 
 @dataclass
 class Estimate:
@@ -27,6 +32,7 @@ class Estimate:
     x_hat: Tensor  # D(z0_hat), (B, F, C, H, W)
     residual: Tensor  # ||y - M(H(x_hat))||, (B,)
     gradient: Tensor  # of the residual by z_t, through degradation (perhaps a wider one), decoder and DiT; z_t's shape
+    overshoot: Tensor  # (B,), how many times the residual Polyak's step along `gradient` would remove, to first order
 
 
 @torch.enable_grad()  # a trainer's prediction loop runs without gradients
@@ -40,18 +46,24 @@ def estimate(prior: Prior, observation: Observation, z_t: Tensor, step: Step, le
     eps = prior.eps(z_t, torch.full((len(z_t),), step.t, device=z_t.device))
     z0_hat = (z_t - (1 - step.alpha_bar_t) ** 0.5 * eps) / step.alpha_bar_t**0.5
     x_hat = prior.decode(z0_hat)
-    y_hat = _through_blur(observation, x_hat, least_blur)
+    missing = _missing_blur(observation, len(x_hat), least_blur)
+    y_hat = _through_blur(observation, x_hat, missing) if any(missing) else observation.degrade(x_hat)
     residual = torch.linalg.vector_norm((observation.y - y_hat).flatten(1), dim=1)
     (gradient,) = torch.autograd.grad(residual.sum(), z_t)
-    return Estimate(z0_hat.detach(), x_hat.detach(), residual.detach(), gradient)
+    overshoot = torch.tensor([OVERSHOOT if width else 1.0 for width in missing])
+    overshoot = overshoot.to(residual.device, non_blocking=True)
+    return Estimate(z0_hat.detach(), x_hat.detach(), residual.detach(), gradient, overshoot)
 
 
-def _through_blur(observation: Observation, x_hat: Tensor, least_blur: float) -> Tensor:
-    """What would be observed of x_hat, with the gradient that it had if the blur were at least so wide."""
-    own = observation.blur or [0.0] * len(x_hat)
-    missing = [max(0.0, least_blur**2 - width**2) ** 0.5 for width in own]  # widths of Gaussians add up as squares
-    if TRUNCATE * max(missing) < 0.5:  # reaches no neighbour
-        return observation.degrade(x_hat)
+def _missing_blur(observation: Observation, videos: int, least_blur: float) -> list[float]:
+    """The width that each video's own blur lacks, 0 where it would reach no neighbour."""
+    own = observation.blur or [0.0] * videos
+    missing = (max(0.0, least_blur**2 - width**2) ** 0.5 for width in own)  # widths of Gaussians add up as squares
+    return [width if TRUNCATE * width >= 0.5 else 0.0 for width in missing]
+
+
+def _through_blur(observation: Observation, x_hat: Tensor, missing: Sequence[float]) -> Tensor:
+    """What would be observed of x_hat, with the gradient that it had if each video were blurred as much before."""
     A_v, A_h = (
         torch.stack([_blur_matrix(size, width, x_hat.device) for width in missing]) for size in x_hat.shape[-2:]
     )
@@ -73,9 +85,8 @@ class WideGradient:
     A pixel in the black, or within a stroke, does not change when an edge some pixels away moves: where single pixels
     are observed, guidance has next to no gradient to follow. So the residual is carried back through a wider blur,
     which reaches those edges (an unmatched backprojector, Zeng & Gullberg 2000). Where the observation is blurred as
-    much already, nothing changes. A share zeta of the misfit is else no longer what a step removes: to first order a
-    step removes <g, g_w> / ||g_w||^2 times as much, with g and g_w the gradient and the wider one. That is twice as
-    much for single pixels far from each other.
+    much already, nothing changes. Else steps go half as far (`OVERSHOOT`), so that a share zeta of the misfit of single
+    pixels far from each other is still what a step removes; of pixels that are near, it removes less.
 
     Args:
         blur: standard deviation, HR pixels, at timestep `t_from` and above. It shrinks linearly in t to none at
@@ -110,7 +121,8 @@ def polyak_move(estimate: Estimate, noise_norm: Tensor, zeta: Tensor, max_move: 
         zeta * max(r - noise_norm, 0) / ||g||^2 * g,
 
     which, taken from z_t, would at zeta = 1 and to first order bring r to the norm that the sensor noise leaves to the
-    truth; with a wider gradient see `WideGradient`. That r should not become less is Morozov's discrepancy principle.
+    truth. (It is half of that with a wider gradient, see `WideGradient`.) That r should not become less is Morozov's
+    discrepancy principle.
 
     Args:
         noise_norm, zeta: one for each sample, (B,); zeta may be one number.
@@ -127,7 +139,7 @@ def polyak_move(estimate: Estimate, noise_norm: Tensor, zeta: Tensor, max_move: 
     misfit = (estimate.residual - noise_norm).clamp_min(0)
     longest = max_move * gradient[0].numel() ** 0.5
     # Divided one after the other: the square of a small slope underflows. No slope, no step.
-    length = torch.where(slope > 0, (zeta * misfit / slope).clamp_max(longest) / slope, 0)
+    length = torch.where(slope > 0, (zeta * misfit / (estimate.overshoot * slope)).clamp_max(longest) / slope, 0)
     return length.view(-1, 1, 1, 1, 1) * gradient
 
 
