@@ -1,5 +1,6 @@
 """Every shipped YAML loads, and everything that it names can be built."""
 
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from vsr_lightning.conditions import widths
 from vsr_lightning.config import load_config
 from vsr_lightning.data.clips import ClipDataModule
 from vsr_lightning.evaluation.grid import degradations, grid_items, sampler_sections
+from vsr_lightning.inference.dps_restart import descents, dps_restart_sample
 from vsr_lightning.models.prior import Prior
 from vsr_lightning.models.vae import VAE
 from vsr_lightning.targets import build
@@ -42,6 +44,16 @@ def test_networks_and_data_build(path):
         schedule.respaced(experiment.training.check_steps)
 
 
+def check_steps(schedule, sampler, steps):
+    """The schedule has the steps that a sampler takes: in each descent, if it has several."""
+    if sampler.func is dps_restart_sample:
+        settings = {key: value.default for key, value in signature(dps_restart_sample).parameters.items()}
+        settings |= sampler.keywords
+        descents(schedule, steps, settings["start"], settings["restarts"], settings["low"])
+    else:
+        schedule.respaced(steps)
+
+
 def test_sampling_builds_with_and_without_gpu(path):
     for overrides in ([], load_config(path).without_gpu):
         experiment = load_config(path, overrides)
@@ -58,6 +70,8 @@ def test_sampling_builds_with_and_without_gpu(path):
             assert callable(build({"target": target}, "figures", run_dir=path))
         if samplers and experiment.data:
             schedule = build(experiment.schedule, "schedule")
-            for steps in {item.steps for item in grid_items(experiment.grid, samplers, degradation)}:
-                schedule.respaced(steps)
+            for name, steps in {
+                (item.sampler, item.steps) for item in grid_items(experiment.grid, samplers, degradation)
+            }:
+                check_steps(schedule, build(samplers[name], "sampler"), steps)
             assert max(experiment.grid.num_frames) <= experiment.data["num_frames"]
