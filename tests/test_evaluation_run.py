@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import re
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -180,3 +183,20 @@ def test_deterministic_is_asked_of_torch_while_sampling_and_changes_nothing_on_a
     batches = len(asked) // 2
     assert asked == [True] * batches + [False] * batches
     assert_same_rows(rows_by_item(folder), rows_by_item(again), tolerance=0)
+
+
+def test_the_share_of_the_time_that_was_sampling_is_told(tiny_prior, tmp_path, monkeypatch, capsys):
+    """Of batches that sample for 0.3 s, each row of which takes another 0.1 s to write."""
+    sample, append = LitVSR.predict_step, results.RowWriter.append
+
+    def slow(self, batch, batch_idx):
+        restoration = sample(self, batch, batch_idx)
+        time.sleep(0.3)
+        seconds = 0.3 / batch.size
+        return replace(restoration, measured=[row | {"seconds": seconds} for row in restoration.measured])
+
+    monkeypatch.setattr(LitVSR, "predict_step", slow)
+    monkeypatch.setattr(results.RowWriter, "append", lambda self, rows: (time.sleep(0.1), append(self, rows)))
+    sweep(experiment(tiny_prior, tmp_path))
+    (share,) = re.findall(r"sampling took (\S+)% of the \d+ s after the first batch", capsys.readouterr().out)
+    assert 30 < float(share) <= 76  # 75 but for what else a batch takes

@@ -155,6 +155,20 @@ def test_the_dataset_makes_its_batches_and_ends():
     assert [[video for _, video, _ in batch.keys] for batch in dataset] == [[0, 2], [1]]
 
 
+def test_a_batch_takes_each_clip_once():
+    taken = []
+
+    class Watched(torch.utils.data.Dataset):
+        def __getitem__(self, index):
+            taken.append(index)
+            return make_clips()[index]
+
+    items = [make_item(video=video, num_frames=number) for video in (1, 0) for number in (1, 2)]
+    (batch,) = GridDataset(items, [[0, 1, 2, 3]], Watched(), seed=0, pad_to=6)
+    assert sorted(taken) == [0, 1]
+    assert torch.equal(batch.x, to_video(torch.stack([make_clips()[video] for video in (1, 1, 0, 0, 0, 0)])))
+
+
 def test_random_frames_are_nested_and_belong_to_the_video():
     frames = [frames_of(make_item(video=1, num_frames=n), total=10, seed=0) for n in range(1, 11)]
     assert all(longer[: len(shorter)] == shorter for shorter, longer in itertools.pairwise(frames))

@@ -119,6 +119,22 @@ def test_many_settings_that_take_as_long_are_ranked_beside_a_longer_run(rows):
     assert len(draw(compare([*chosen, *few]), chosen).axes) == 1  # against seconds
 
 
+@pytest.mark.parametrize(
+    "name", ["dps", "three_momentum_less", "a_name_that_is_longer_than_one_would_think_of_ever_writing"]
+)
+def test_the_legend_is_within_the_figure(rows, name):
+    chosen = [row for row in rows if (row["steps"], row["zeta"]) == (1000, 3.0)]
+    table = compare(
+        [row | {"sampler": f"{name}_{i}", "steps": 100 * i, "seconds": i} for i in range(1, 8) for row in chosen]
+    )
+    figure = draw(table, chosen)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert len(legend.get_texts()) == 7
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+
+
 def test_a_guidance_scale_of_zero_has_its_place(rows):
     figure = draw(compare([*rows, *(row | {"zeta": 0.0} for row in rows if row["steps"] == 100)]), rows)
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["0", "0.5", "3", "9"]

@@ -119,7 +119,8 @@ class GridDataset(Dataset[ObservationBatch]):
         if index >= len(self):
             raise IndexError(index)  # ends a for loop
         items = self.items_of(index)
-        return observation_batch([(item, self.clips[item.video]) for item in items], self.seed, self.pad_to)
+        clips = {video: self.clips[video] for video in {item.video for item in items}}  # a batch has few, many times
+        return observation_batch([(item, clips[item.video]) for item in items], self.seed, self.pad_to)
 
 
 def observation_batch(samples: list[Sample], seed: int, pad_to: int | None = None) -> ObservationBatch:

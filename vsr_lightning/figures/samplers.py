@@ -181,7 +181,9 @@ def _draw_curves(table: Sequence[Line], rows: Sequence[Row]) -> Figure:
         panels[-1, 0].set_xlabel("guidance scale $\\zeta$; the darker, the more steps")
     at_best = ", at the best $\\zeta$" if columns == 2 else ""
     panels[-1, -1].set_xlabel(f"seconds a restoration{at_best}; on top the number of steps")
-    figure.legend(*_legend(panels.flat), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    fitting = int(6.8 * columns / (0.8 + 0.075 * max(len(sampler) for sampler in samplers)))  # inches: sign and letters
+    ncols = max(1, min(4, fitting))
+    figure.legend(*_legend(panels.flat), loc="outside lower center", ncols=ncols, frameon=False, fontsize=9)
     figure.suptitle(("; " if columns == 2 else "\n").join([source(rows[0]), counts(rows)]), fontsize=10)
     return figure
 
