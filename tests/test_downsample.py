@@ -61,12 +61,11 @@ def test_kernel_size_sets_the_number_of_taps() -> None:
 
 def test_width_of_an_lr_samples_view() -> None:
     """Standard deviations: of the Gaussian, of nine of its taps, of eight equal ones."""
-    assert Downsample(8).width(64) == 0
-    assert Downsample(8).width(64, 2.0) == pytest.approx(2.0, abs=0.01)
+    assert Downsample(8).widths(64, [0.0, 2.0, 0.0]) == pytest.approx([0, 2, 0], abs=0.01)
     weights = np.exp(-0.5 * (np.arange(-4, 5) / 6.0) ** 2)
     truncated = np.average(np.arange(-4, 5) ** 2.0, weights=weights) ** 0.5
-    assert Downsample(8, kernel_size=9).width(64, 6.0) == pytest.approx(truncated)
-    assert Downsample(8, "box").width(64) == pytest.approx(((8**2 - 1) / 12) ** 0.5)
+    assert Downsample(8, kernel_size=9).widths(64, [6.0]) == pytest.approx([truncated])
+    assert Downsample(8, "box").widths(64, [0.0]) == pytest.approx([((8**2 - 1) / 12) ** 0.5])
 
 
 @pytest.mark.parametrize("factor", FACTORS)

@@ -85,23 +85,29 @@ class Downsample:
             raise UserError(f"grid.sigma_h={sigma_h}: {self.kernel} has no width; use 0 or the gaussian kernel")
         return self._box_matrix(size) if self.kernel == "box" else self._bicubic_matrix(size)
 
-    def width(self, size: int, sigma_h: float = 0.0) -> float:
-        """How wide an LR sample's view is: the standard deviation of |weights| in mid-axis, HR pixels.
+    def widths(self, size: int, sigma_h: Sequence[float]) -> list[float]:
+        """How wide an LR sample's view is, for each video: the standard deviation of |weights| in mid-axis, HR pixels.
 
-        Of the Gaussian that is `sigma_h`, less if it is truncated. Arguments and errors are those of `matrix`.
+        Of the Gaussian that is `sigma_h`, less if it is truncated. Errors are those of `matrix`.
         """
-        weights = self.matrix(size, sigma_h)[size // self.factor // 2].abs()
-        positions = torch.arange(size, dtype=weights.dtype)
-        mean = (weights * positions).sum() / weights.sum()
-        return ((weights * (positions - mean).square()).sum() / weights.sum()).sqrt().item()
+        weights = self._stacked(size, sigma_h)[:, size // self.factor // 2].abs()
+        weights = weights / weights.sum(dim=1, keepdim=True)
+        distances = (
+            torch.arange(size, dtype=weights.dtype) - (weights @ torch.arange(size, dtype=weights.dtype))[:, None]
+        )
+        return (weights * distances.square()).sum(dim=1).sqrt().tolist()
 
     def operator(
         self, sigma_h: Sequence[float], height: int, width: int, device: torch.device | str | None = None
     ) -> "SeparableOperator":
         """Operator for a batch; sample b is blurred by `sigma_h[b]` HR pixels, frames are (height, width)."""
-        A_v = torch.stack([self.matrix(height, float(s)) for s in sigma_h])
-        A_h = torch.stack([self.matrix(width, float(s)) for s in sigma_h])
+        A_v, A_h = (self._stacked(size, sigma_h) for size in (height, width))
         return SeparableOperator(A_v, A_h).to(device)
+
+    def _stacked(self, size: int, sigma_h: Sequence[float]) -> Tensor:
+        """The matrix of each sample, (B, size // factor, size); a batch has few widths, many times."""
+        matrices = {width: self.matrix(size, float(width)) for width in set(sigma_h)}
+        return torch.stack([matrices[width] for width in sigma_h])
 
     def _centres(self, size: int) -> Tensor:
         """Centres of the LR samples in HR pixels, (size // factor, 1) float64."""

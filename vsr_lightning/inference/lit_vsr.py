@@ -82,7 +82,7 @@ class LitVSR(L.LightningModule):
         operator = degradation.operator(batch.sigma_h, batch.x.shape[-2], batch.x.shape[-1], batch.x.device)
         x = self._reconstruct(batch.x) if self.observe_reconstruction else batch.x
         y = observe(replace(batch, x=x), operator)
-        blur = [degradation.width(x.shape[-1], sigma_h) for sigma_h in batch.sigma_h]
+        blur = degradation.widths(x.shape[-1], batch.sigma_h)
         failures = FailureLog(len(y), y.device)
 
         def on_step(index: int, step: Step, residual: Tensor) -> None:
