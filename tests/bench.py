@@ -114,9 +114,10 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 def observation(prior: Prior, batch: int, device: torch.device) -> Observation:
     """8x observations of grey clips; what is seen does not change the speed."""
-    operator = Downsample(factor=8).operator([2.0] * batch, *prior.video_shape[-2:], device)
+    blur = [2.0] * batch
+    operator = Downsample(factor=8).operator(blur, *prior.video_shape[-2:], device)
     y = operator(torch.zeros(batch, *prior.video_shape, device=device))
-    return Observation(y, operator, torch.ones(batch, device=device))
+    return Observation(y, operator, torch.ones(batch, device=device), blur)
 
 
 def check_steps(prior: Prior, steps: int) -> None:

@@ -49,7 +49,7 @@ def test_step_by_step_in_numpy(zeta_end, momentum, blur):
         gradient = -(bar**0.5) * residual @ blurred(A, width) / norm[:, None]
         slope = np.linalg.norm(gradient, axis=1)
         share = zeta if zeta_end is None else zeta_end + (1 - bar) ** 0.5 * (zeta - zeta_end)
-        share /= 2 if width > 0 else 1
+        share /= overshoot(width)
         length = np.minimum(share * np.maximum(norm - noise_norm, 0) / slope, 0.2 * math.sqrt(SIZE))
         moved = (length / slope)[:, None] * gradient + momentum * moved
         alpha = bar / bar_prev
@@ -63,6 +63,15 @@ def test_step_by_step_in_numpy(zeta_end, momentum, blur):
         gradient_blur=blur, gradient_blur_from=17 / 29, gradient_blur_until=6 / 29,
     )  # fmt: skip
     np.testing.assert_allclose(x_hat.flatten(1), z0_hat @ decoder.numpy().T, atol=1e-6)
+
+
+def overshoot(width: float) -> float:
+    """b(0) / (b * b)(0) of a blur of the middle of a frame, in two dimensions."""
+    if width == 0:
+        return 1.0
+    middle = np.eye(SHAPE[-1])[SHAPE[-1] // 2]
+    seen_by = gaussian_filter(middle, width, mode="reflect")
+    return ((middle @ seen_by) / (seen_by @ seen_by)) ** 2
 
 
 def blurred(A: np.ndarray, width: float) -> np.ndarray:
@@ -84,18 +93,24 @@ def test_the_gradient_is_no_wider_than_a_blur_that_is_as_wide(problem):
         assert torch.allclose(found[b], narrow[b], rtol=1e-3) == (missing == 0)
 
 
-def test_a_step_along_a_wider_gradient_removes_the_share_that_it_should_of_pixels_far_apart():
-    """Decoding is the identity, and every eighth pixel is seen: the misfit is linear in z."""
+@pytest.mark.parametrize(("own", "least"), [(0, 0.3), (0, 1.5), (0, 2), (0.5, 2), (1, 2), (1.9, 2), (2, 2)])
+def test_a_step_removes_its_share_of_the_misfit_however_wide_the_gradient(own, least):
+    """Decoding is the identity, and every 16th pixel is seen: the misfit is linear in z, and no pixels overlap."""
     zeta, noise_norm = 0.4, torch.tensor([0.3], dtype=torch.float64)
     step = LinearSchedule().respaced(1)[0]
-    z_t, y = normal(1, 1, 1, 64, 64, seed=6), normal(1, 1, 1, 8, 8, seed=7)
-    observation = Observation(y, Downsample(factor=8).operator([0.0], 64, 64), noise_norm)
-    for blur in (0.0, 1.5, 2.0):
-        guess = estimate(GaussianPrior(), observation, z_t, step, blur)
-        moved = z_t - polyak_move(guess, noise_norm, torch.tensor(zeta), math.inf)
-        left = estimate(GaussianPrior(), observation, moved, step).residual
-        removed = (guess.residual - left) / (guess.residual - noise_norm)
-        assert removed.item() == pytest.approx(zeta, rel=0.05)
+    z_t, y = normal(1, 1, 1, 64, 64, seed=6), normal(1, 1, 1, 4, 4, seed=7)
+    observation = Observation(y, Downsample(factor=16).operator([own], 64, 64), noise_norm, [own])
+    guess = estimate(GaussianPrior(), observation, z_t, step, least)
+    moved = z_t - polyak_move(guess, noise_norm, torch.tensor(zeta), math.inf)
+    left = estimate(GaussianPrior(), observation, moved, step).residual
+    assert ((guess.residual - left) / (guess.residual - noise_norm)).item() == pytest.approx(zeta, rel=0.01)
+    assert guess.overshoot.item() == pytest.approx(2 * least**2 / (own**2 + least**2), rel=0.02 if least > 1 else 1)
+
+
+def test_blur_is_told_for_every_video(problem):
+    prior, y, draws = problem
+    with pytest.raises(ValueError, match="blur: 3 widths for 4 videos"):
+        estimate(prior, replace(seen(y), blur=[2.0] * 3), draws[0], prior.schedule.respaced(1)[0])
 
 
 def test_a_wider_gradient_reaches_an_edge_beside_the_pixel_that_is_seen():

@@ -2,9 +2,7 @@
 
 import itertools
 import json
-import re
-import time
-from dataclasses import replace
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -15,7 +13,8 @@ from tiny_sweep import ITEMS, assert_same_rows, experiment, rows_by_item, writte
 from vsr_lightning.data.clips import to_uint8, to_video
 from vsr_lightning.data.moving_mnist import MovingMNIST
 from vsr_lightning.degradation.downsample import Downsample, upsample_bicubic
-from vsr_lightning.evaluation import results, videos
+from vsr_lightning.evaluation import restoring, results, videos
+from vsr_lightning.evaluation.restoring import SamplingShare
 from vsr_lightning.evaluation.run import sweep
 from vsr_lightning.inference.lit_vsr import LitVSR
 from vsr_lightning.metrics import psnr, ssim, temporal_error
@@ -27,6 +26,19 @@ CONTRACT = {
     *("psnr_first", "psnr_mean", "ssim_mean", "residual_rms", "seed", "seconds", "kernel", "prior"),
     *("dataset", "status"),
 }
+
+
+class FirstRank:
+    """Of a trainer, what a callback asks."""
+
+    is_global_zero = True
+
+
+@dataclass
+class Restored:
+    """Of a `Restoration`, what the clock asks."""
+
+    measured: list[dict[str, float]]
 
 
 @pytest.fixture
@@ -185,18 +197,32 @@ def test_deterministic_is_asked_of_torch_while_sampling_and_changes_nothing_on_a
     assert_same_rows(rows_by_item(folder), rows_by_item(again), tolerance=0)
 
 
-def test_the_share_of_the_time_that_was_sampling_is_told(tiny_prior, tmp_path, monkeypatch, capsys):
-    """Of batches that sample for 0.3 s, each row of which takes another 0.1 s to write."""
-    sample, append = LitVSR.predict_step, results.RowWriter.append
+def test_the_share_of_the_time_that_was_sampling_is_told(monkeypatch, capsys):
+    """Of four batches by a clock of our own: the first takes 60 s of sampling, each other 3 of its 4 s."""
+    clock = iter([100.0, 104.0, 108.0, 112.0])
+    monkeypatch.setattr(restoring.time, "perf_counter", lambda: next(clock))
+    share = SamplingShare()
+    for seconds in (60.0, 3.0, 3.0, 3.0):
+        share.on_predict_batch_end(FirstRank(), None, Restored([{"seconds": seconds / 2}] * 2), None, 0)
+    share.on_predict_end(FirstRank(), None)
+    assert capsys.readouterr().out == "sampling took 75.0% of the 12 s after the first batch\n"
 
-    def slow(self, batch, batch_idx):
-        restoration = sample(self, batch, batch_idx)
-        time.sleep(0.3)
-        seconds = 0.3 / batch.size
-        return replace(restoration, measured=[row | {"seconds": seconds} for row in restoration.measured])
 
-    monkeypatch.setattr(LitVSR, "predict_step", slow)
-    monkeypatch.setattr(results.RowWriter, "append", lambda self, rows: (time.sleep(0.1), append(self, rows)))
-    sweep(experiment(tiny_prior, tmp_path))
-    (share,) = re.findall(r"sampling took (\S+)% of the \d+ s after the first batch", capsys.readouterr().out)
-    assert 30 < float(share) <= 76  # 75 but for what else a batch takes
+def test_the_share_of_a_single_batch_is_not_told(capsys):
+    share = SamplingShare()
+    share.on_predict_batch_end(FirstRank(), None, Restored([{"seconds": 1.0}]), None, 0)
+    share.on_predict_end(FirstRank(), None)
+    assert capsys.readouterr().out == ""
+
+
+def test_rows_are_written_before_the_clock_is_read(tiny_prior, tmp_path, monkeypatch):
+    callbacks = []
+    trainer = restoring.L.Trainer
+
+    def watched(**options):
+        callbacks.extend(options["callbacks"])
+        return trainer(**options)
+
+    monkeypatch.setattr(restoring.L, "Trainer", watched)
+    sweep(experiment(tiny_prior, tmp_path, "trainer.progress=true"))
+    assert [type(callback).__name__ for callback in callbacks] == ["RowSink", "SamplingProgress", "SamplingShare"]

@@ -4,6 +4,7 @@ from inspect import signature
 from pathlib import Path
 
 import pytest
+import yaml
 
 from vsr_lightning.conditions import widths
 from vsr_lightning.config import load_config
@@ -75,3 +76,10 @@ def test_sampling_builds_with_and_without_gpu(path):
             }:
                 check_steps(schedule, build(samplers[name], "sampler"), steps)
             assert max(experiment.grid.num_frames) <= experiment.data["num_frames"]
+
+
+@pytest.mark.parametrize("name", ["sweep_frames", "sweep_aliasing"])
+def test_small_presets_sample_as_dps_restart_100(name):
+    path = EXPERIMENTS / "moving_mnist" / f"{name}.yaml"
+    small = load_config(path, load_config(path).without_gpu).sampler
+    assert small == yaml.safe_load((EXPERIMENTS / "sampler" / "dps_restart_100.yaml").read_text())["sampler"]

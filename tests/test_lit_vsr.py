@@ -229,6 +229,19 @@ def test_random_streams_and_conditions_reach_the_sampler(prior):
     torch.testing.assert_close(heard["clean"], result.y)  # the masked operator, the same that observed
 
 
+def test_the_sampler_is_told_how_wide_the_operators_blur_is(prior):
+    """By its matrix: a box of 8 pixels has no `sigma_h`, and is no single pixel."""
+    heard = []
+
+    def sampler(prior, observation, noise, *, steps, zeta, on_step):
+        heard.append(observation.blur)
+        return batch.x
+
+    batch = make_batch(prior, [0, 1], kernel="box", sigma_h=[0.0, 0.0])
+    predict(make_module(prior, sampler=sampler), batch)
+    assert heard == [pytest.approx([((8**2 - 1) / 12) ** 0.5] * 2)]
+
+
 def test_noise_norm_is_what_the_noise_leaves_to_the_truth(prior):
     """Unobserved frames do not count. The norm of N standard normal numbers is mostly within 2 of sqrt(N)."""
     heard = {}

@@ -119,18 +119,16 @@ def test_many_settings_that_take_as_long_are_ranked_beside_a_longer_run(rows):
     assert len(draw(compare([*chosen, *few]), chosen).axes) == 1  # against seconds
 
 
-@pytest.mark.parametrize(
-    "name", ["dps", "three_momentum_less", "a_name_that_is_longer_than_one_would_think_of_ever_writing"]
-)
-def test_the_legend_is_within_the_figure(rows, name):
-    chosen = [row for row in rows if (row["steps"], row["zeta"]) == (1000, 3.0)]
-    table = compare(
-        [row | {"sampler": f"{name}_{i}", "steps": 100 * i, "seconds": i} for i in range(1, 8) for row in chosen]
-    )
-    figure = draw(table, chosen)
+@pytest.mark.parametrize("zetas", [1, 2], ids=["one panel", "two panels"])
+@pytest.mark.parametrize("name", ["three_momentum_less", "a_name_that_is_longer_than_one_would_think_of"])
+def test_the_legend_is_within_the_figure(rows, name, zetas):
+    chosen = [row for row in rows if row["steps"] == 1000 and (zetas == 2 or row["zeta"] == 3.0)]
+    several = [row | {"sampler": f"{name}_{i}", "steps": 100 * i, "seconds": i} for i in range(1, 8) for row in chosen]
+    figure = draw(compare(several), chosen)
     figure.draw_without_rendering()
     (legend,) = figure.legends
     box = legend.get_window_extent()
+    assert len(figure.axes) == zetas
     assert len(legend.get_texts()) == 7
     assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
 

@@ -105,7 +105,7 @@ class Downsample:
         return SeparableOperator(A_v, A_h).to(device)
 
     def _stacked(self, size: int, sigma_h: Sequence[float]) -> Tensor:
-        """The matrix of each sample, (B, size // factor, size); a batch has few widths, many times."""
+        """The matrix of each sample, (B, size // factor, size); a batch repeats few widths."""
         matrices = {width: self.matrix(size, float(width)) for width in set(sigma_h)}
         return torch.stack([matrices[width] for width in sigma_h])
 

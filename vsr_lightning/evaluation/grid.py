@@ -119,7 +119,7 @@ class GridDataset(Dataset[ObservationBatch]):
         if index >= len(self):
             raise IndexError(index)  # ends a for loop
         items = self.items_of(index)
-        clips = {video: self.clips[video] for video in {item.video for item in items}}  # a batch has few, many times
+        clips = {video: self.clips[video] for video in {item.video for item in items}}  # a batch repeats few clips
         return observation_batch([(item, clips[item.video]) for item in items], self.seed, self.pad_to)
 
 

@@ -180,17 +180,18 @@ class SamplingShare(Callback):
     """
 
     def __init__(self) -> None:
-        self._ends: list[float] = []
+        self._began = self._ended = math.nan  # at the end of the first batch, and of the last so far
         self._sampled = 0.0
 
     def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any) -> None:
-        if self._ends:
+        self._ended = time.perf_counter()
+        if math.isnan(self._began):
+            self._began = self._ended
+        else:
             self._sampled += sum(row["seconds"] for row in outputs.measured)
-        self._ends.append(time.perf_counter())
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero and len(self._ends) > 1:
-            seconds = self._ends[-1] - self._ends[0]
+        if trainer.is_global_zero and (seconds := self._ended - self._began) > 0:
             print(f"sampling took {self._sampled / seconds:.1%} of the {seconds:.0f} s after the first batch")
 
 

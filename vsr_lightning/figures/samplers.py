@@ -33,6 +33,7 @@ COLOURS = colormaps["tab10"]
 MARKERS = "osD^vPX*"
 MOST_SIDE_BY_SIDE = 16  # settings that take as long, before they are ranked
 ALL_AS_FAST = 1.5  # ratio of seconds, below which all settings are ranked
+LEGEND_SIGN, LEGEND_LETTER = 0.8, 0.075  # inches: an entry of the legend but for its name, and a letter of that
 Line = Mapping[str, Any]  # of the table that `compare` makes
 
 
@@ -181,8 +182,8 @@ def _draw_curves(table: Sequence[Line], rows: Sequence[Row]) -> Figure:
         panels[-1, 0].set_xlabel("guidance scale $\\zeta$; the darker, the more steps")
     at_best = ", at the best $\\zeta$" if columns == 2 else ""
     panels[-1, -1].set_xlabel(f"seconds a restoration{at_best}; on top the number of steps")
-    fitting = int(6.8 * columns / (0.8 + 0.075 * max(len(sampler) for sampler in samplers)))  # inches: sign and letters
-    ncols = max(1, min(4, fitting))
+    entry = LEGEND_SIGN + LEGEND_LETTER * max(len(sampler) for sampler in samplers)
+    ncols = max(1, min(4, int(figure.get_figwidth() / entry)))
     figure.legend(*_legend(panels.flat), loc="outside lower center", ncols=ncols, frameon=False, fontsize=9)
     figure.suptitle(("; " if columns == 2 else "\n").join([source(rows[0]), counts(rows)]), fontsize=10)
     return figure

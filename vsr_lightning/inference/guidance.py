@@ -18,11 +18,6 @@ from vsr_lightning.inference.dps import Observation, OnStep
 from vsr_lightning.models.prior import Prior
 from vsr_lightning.models.schedule import LinearSchedule, Step
 
-# Of a Gaussian blur b and a pixel far from others, b(0) / (b * b)(0): the gradient g of its residual, and the wider
-# gradient g_w, have <g, g_w> / ||g_w||^2 = 2 in two dimensions, whatever the width. (Of less than 0.7 px the pixel grid
-# makes it less, and steps are shorter than they need be.)
-OVERSHOOT = 2.0
-
 
 @dataclass
 class Estimate:
@@ -46,24 +41,28 @@ def estimate(prior: Prior, observation: Observation, z_t: Tensor, step: Step, le
     eps = prior.eps(z_t, torch.full((len(z_t),), step.t, device=z_t.device))
     z0_hat = (z_t - (1 - step.alpha_bar_t) ** 0.5 * eps) / step.alpha_bar_t**0.5
     x_hat = prior.decode(z0_hat)
-    missing = _missing_blur(observation, len(x_hat), least_blur)
+    own, missing = _blurs(observation, len(x_hat), least_blur)
     y_hat = _through_blur(observation, x_hat, missing) if any(missing) else observation.degrade(x_hat)
     residual = torch.linalg.vector_norm((observation.y - y_hat).flatten(1), dim=1)
     (gradient,) = torch.autograd.grad(residual.sum(), z_t)
-    overshoot = torch.tensor([OVERSHOOT if width else 1.0 for width in missing])
+    overshoot = torch.tensor([_overshoot(*widths, x_hat.shape[-1]) for widths in zip(own, missing, strict=True)])
     overshoot = overshoot.to(residual.device, non_blocking=True)
     return Estimate(z0_hat.detach(), x_hat.detach(), residual.detach(), gradient, overshoot)
 
 
-def _missing_blur(observation: Observation, videos: int, least_blur: float) -> list[float]:
-    """The width that each video's own blur lacks, 0 where it would reach no neighbour."""
-    own = observation.blur or [0.0] * videos
+def _blurs(observation: Observation, videos: int, least_blur: float) -> tuple[list[float], list[float]]:
+    """Of each video, the width of its own blur, and what that lacks: 0 where it would reach no neighbour."""
+    own = [*observation.blur] or [0.0] * videos
+    if len(own) != videos:
+        raise ValueError(f"blur: {len(own)} widths for {videos} videos")
     missing = (max(0.0, least_blur**2 - width**2) ** 0.5 for width in own)  # widths of Gaussians add up as squares
-    return [width if TRUNCATE * width >= 0.5 else 0.0 for width in missing]
+    return own, [width if TRUNCATE * width >= 0.5 else 0.0 for width in missing]
 
 
-def _through_blur(observation: Observation, x_hat: Tensor, missing: Sequence[float]) -> Tensor:
+def _through_blur(observation: Observation, x_hat: Tensor, missing: list[float]) -> Tensor:
     """What would be observed of x_hat, with the gradient that it had if each video were blurred as much before."""
+    if len(set(missing)) == 1:
+        missing = missing[:1]  # one matrix serves all
     A_v, A_h = (
         torch.stack([_blur_matrix(size, width, x_hat.device) for width in missing]) for size in x_hat.shape[-2:]
     )
@@ -73,7 +72,22 @@ def _through_blur(observation: Observation, x_hat: Tensor, missing: Sequence[flo
     return y_hat + (y_wide - y_wide.detach())
 
 
-@functools.lru_cache(maxsize=4096)  # of a few kilobytes each: all steps of some samplers
+@functools.lru_cache(maxsize=1024)
+def _overshoot(own: float, missing: float, size: int) -> float:
+    """How many times the residual Polyak's step along the wider gradient g_w would remove: <g, g_w> / ||g_w||^2.
+
+    Of a pixel that is seen far from others through a Gaussian, in two dimensions: 2 W^2 / (own^2 + W^2), where
+    W^2 = own^2 + missing^2, but for the pixel grid.
+    """
+    if missing == 0:
+        return 1.0
+    own_matrix, missing_matrix = (Downsample(factor=1).matrix(size, width) for width in (own, missing))
+    row = own_matrix[size // 2]
+    wide = row @ missing_matrix
+    return ((row @ wide) / (wide @ wide)).item() ** 2
+
+
+@functools.lru_cache(maxsize=1024)  # of some kilobytes each: all steps of a sampler
 def _blur_matrix(size: int, width: float, device: torch.device) -> Tensor:
     return Downsample(factor=1).matrix(size, width).float().to(device, non_blocking=True)
 
@@ -85,8 +99,8 @@ class WideGradient:
     A pixel in the black, or within a stroke, does not change when an edge some pixels away moves: where single pixels
     are observed, guidance has next to no gradient to follow. So the residual is carried back through a wider blur,
     which reaches those edges (an unmatched backprojector, Zeng & Gullberg 2000). Where the observation is blurred as
-    much already, nothing changes. Else steps go half as far (`OVERSHOOT`), so that a share zeta of the misfit of single
-    pixels far from each other is still what a step removes; of pixels that are near, it removes less.
+    much already, nothing changes. Else steps are shorter, by `_overshoot`, so that a share zeta of the misfit is what
+    a step removes of pixels far from each other; of pixels that are near, it removes less.
 
     Args:
         blur: standard deviation, HR pixels, at timestep `t_from` and above. It shrinks linearly in t to none at
@@ -116,13 +130,13 @@ class WideGradient:
 def polyak_move(estimate: Estimate, noise_norm: Tensor, zeta: Tensor, max_move: float) -> Tensor:
     """The step along the gradient with Polyak's step size (Polyak 1987, section 5.3.2), to be subtracted from z_{t-1}.
 
-    With r the residual and g its gradient it is
+    With r the residual, g its gradient and k = 1 it is
 
-        zeta * max(r - noise_norm, 0) / ||g||^2 * g,
+        zeta * max(r - noise_norm, 0) / (k ||g||^2) * g,
 
     which, taken from z_t, would at zeta = 1 and to first order bring r to the norm that the sensor noise leaves to the
-    truth. (It is half of that with a wider gradient, see `WideGradient`.) That r should not become less is Morozov's
-    discrepancy principle.
+    truth. A wider gradient (see `WideGradient`) would remove k times as much, its `overshoot`. That r should not become
+    less is Morozov's discrepancy principle.
 
     Args:
         noise_norm, zeta: one for each sample, (B,); zeta may be one number.

@@ -108,7 +108,8 @@ class LitDiT(LitNetwork):
     def _restore(self, x: Tensor) -> Tensor:
         """8x posterior samples of clips x (B, F, C, H, W), all frames observed."""
         options = self.training_options
-        operator = Downsample(factor=8).operator([CHECK_SIGMA_H] * len(x), x.shape[-2], x.shape[-1], x.device)
+        blur = [CHECK_SIGMA_H] * len(x)
+        operator = Downsample(factor=8).operator(blur, x.shape[-2], x.shape[-1], x.device)
         y = operator(x)
         y = y + CHECK_SIGMA_Y * sensor_noise(_keys(len(x)), tuple(y.shape[1:])).to(y.device)
         prior = self.prior
@@ -117,7 +118,7 @@ class LitDiT(LitNetwork):
         with torch.compiler.set_stance("force_eager"):
             return dps_polyak_sample(
                 prior,
-                Observation(y, operator, noise_norm),
+                Observation(y, operator, noise_norm, blur),
                 noise,
                 steps=options.check_steps,
                 zeta=options.check_zeta,
