@@ -16,6 +16,7 @@ from vsr_lightning.errors import UserError
 from vsr_lightning.inference.dps import dps_sample
 from vsr_lightning.inference.lit_vsr import FailureLog, LitVSR, ObservationBatch, Restoration, check_frames
 from vsr_lightning.inference.noise import sensor_noise
+from vsr_lightning.metrics import psnr
 from vsr_lightning.models.prior import Prior, load_prior
 
 SCORES = ("psnr_first", "psnr_mean", "ssim_mean", "temporal_error")
@@ -143,6 +144,17 @@ def test_observation_made_from_the_reconstruction_where_that_is_asked_for(prior)
     blocks = reconstruction.unflatten(-1, (-1, 8)).unflatten(-3, (-1, 8)).mean(dim=(-3, -1))
     torch.testing.assert_close(result.y[0, 0], blocks[0, 0])
     assert all(row["psnr_first"] == math.inf for row in result.measured)  # measured against the truth all the same
+
+
+def test_the_vae_sees_each_clip_of_a_batch_once(prior, monkeypatch):
+    """Clips of samples 0 and 2 are one, under two noise instances."""
+    seen, encode = [], prior.encode
+    monkeypatch.setattr(prior, "encode", lambda x: (seen.append(len(x)), encode(x))[1])
+    batch = make_batch(prior, [0, 1, 0], keys=[(0, 0, 7), (0, 1, 7), (0, 0, 8)])
+    (result,) = predict(make_module(prior), batch)
+    assert seen == [2]
+    expected = psnr(prior.decode(encode(batch.x)), batch.x)[:, 0]
+    assert [row["psnr_first_vae"] for row in result.measured] == pytest.approx(expected.tolist(), abs=1e-4)
 
 
 def test_sensor_noise_of_a_frame_does_not_depend_on_which_are_observed(prior):

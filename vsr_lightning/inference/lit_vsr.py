@@ -80,7 +80,7 @@ class LitVSR(L.LightningModule):
         started = time.perf_counter()
         degradation = replace(self.degradation, factor=batch.factor, kernel=batch.kernel)
         operator = degradation.operator(batch.sigma_h, batch.x.shape[-2], batch.x.shape[-1], batch.x.device)
-        x = self._reconstruct(batch.x) if self.observe_reconstruction else batch.x
+        x = self._reconstruct(batch) if self.observe_reconstruction else batch.x
         y = observe(replace(batch, x=x), operator)
         blur = degradation.widths(x.shape[-1], batch.sigma_h)
         failures = FailureLog(len(y), y.device)
@@ -119,8 +119,13 @@ class LitVSR(L.LightningModule):
         self._cold = False
 
     @torch.no_grad()
-    def _reconstruct(self, x: Tensor) -> Tensor:
-        return self.prior.decode(self.prior.encode(x))
+    def _reconstruct(self, batch: ObservationBatch) -> Tensor:
+        """What the VAE makes of each clip, (B, F, C, H, W). A batch repeats few clips, each of which it sees once."""
+        videos = [(seed, video) for seed, video, _ in batch.keys]
+        places = {video: place for place, video in enumerate(dict.fromkeys(videos))}
+        x = batch.x[[videos.index(video) for video in places]]
+        with torch.compiler.set_stance("force_eager"):  # any number of clips: not worth a compilation each
+            return self.prior.decode(self.prior.encode(x))[[places[video] for video in videos]]
 
     @torch.no_grad()
     def _measure(
@@ -130,7 +135,7 @@ class LitVSR(L.LightningModule):
         y_hat = mask_frames(operator(x_hat), batch.mask)
         pixels = batch.mask.sum(dim=1) * y[0, 0].numel()  # observed ones
         table = {"residual_rms": ((y - y_hat).square().flatten(1).sum(dim=1) / pixels).sqrt()}
-        for suffix, video in {"": x_hat, "_bicubic": bicubic, "_vae": self._reconstruct(batch.x)}.items():
+        for suffix, video in {"": x_hat, "_bicubic": bicubic, "_vae": self._reconstruct(batch)}.items():
             table |= {name + suffix: values for name, values in scores(video, batch.x).items()}
         columns = {name: values.tolist() for name, values in table.items()}
         return [{name: values[i] for name, values in columns.items()} for i in range(batch.size)]
