@@ -112,19 +112,20 @@ class Killer:
         warm_up = FORKS.Process(target=int)  # the imports are no part of a sweep's seconds
         warm_up.start()
         finish(warm_up)
-        started = time.monotonic()
-        assert finish(start([*arguments, "name=undisturbed"], self.log)) == 0, self.log.read_text()
-        self.seconds = time.monotonic() - started
+        undisturbed = start([*arguments, "name=undisturbed"], self.log)
+        self._wait_for_a_row("undisturbed", undisturbed)
+        first_row = time.monotonic()
+        assert finish(undisturbed) == 0, self.log.read_text()
+        self.seconds = time.monotonic() - first_row
 
     def kill_until_done(self, kills: int) -> None:
         """One sweep, finished in spite of at most so many kills; then it must be as if nothing had been."""
         name = f"killed-{self.sweeps}"
-        rows = self.runs_dir / name / "rows" / "rank-0.jsonl"
         exit_code = None
         while exit_code != 0:
             process = start([*self.arguments, f"name={name}"], self.log)
             if kills > 0:
-                wait_until(lambda: rows.exists() and b"\n" in rows.read_bytes(), process)
+                self._wait_for_a_row(name, process)
                 process.join(self.moments.uniform(0, self.seconds))
                 if kill(process):
                     kills -= 1
@@ -134,6 +135,10 @@ class Killer:
             assert exit_code == 0, self.log.read_text()
         self.sweeps += 1
         assert_same_results(self.runs_dir / name, self.runs_dir / "undisturbed")
+
+    def _wait_for_a_row(self, name: str, process) -> None:
+        rows = self.runs_dir / name / "rows" / "rank-0.jsonl"
+        wait_until(lambda: rows.exists() and b"\n" in rows.read_bytes(), process)
 
 
 def assert_same_results(found: Path, expected: Path) -> None:
