@@ -42,11 +42,14 @@ def estimate(prior: Prior, observation: Observation, z_t: Tensor, step: Step, le
     z0_hat = (z_t - (1 - step.alpha_bar_t) ** 0.5 * eps) / step.alpha_bar_t**0.5
     x_hat = prior.decode(z0_hat)
     own, missing = _blurs(observation, len(x_hat), least_blur)
-    y_hat = _through_blur(observation, x_hat, missing) if any(missing) else observation.degrade(x_hat)
+    is_wider = any(missing)
+    y_hat = _through_blur(observation, x_hat, missing) if is_wider else observation.degrade(x_hat)
     residual = torch.linalg.vector_norm((observation.y - y_hat).flatten(1), dim=1)
     (gradient,) = torch.autograd.grad(residual.sum(), z_t)
-    overshoot = torch.tensor([_overshoot(*widths, x_hat.shape[-1]) for widths in zip(own, missing, strict=True)])
-    overshoot = overshoot.to(residual.device, non_blocking=True)
+    overshoot = torch.ones_like(residual)
+    if is_wider:
+        factors = [_overshoot(*widths, x_hat.shape[-1]) for widths in zip(own, missing, strict=True)]
+        overshoot = torch.tensor(factors).to(overshoot, non_blocking=True)
     return Estimate(z0_hat.detach(), x_hat.detach(), residual.detach(), gradient, overshoot)
 
 
