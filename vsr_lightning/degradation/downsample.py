@@ -92,9 +92,8 @@ class Downsample:
         """
         weights = self._stacked(size, sigma_h)[:, size // self.factor // 2].abs()
         weights = weights / weights.sum(dim=1, keepdim=True)
-        distances = (
-            torch.arange(size, dtype=weights.dtype) - (weights @ torch.arange(size, dtype=weights.dtype))[:, None]
-        )
+        pixels = torch.arange(size, dtype=weights.dtype)
+        distances = pixels - (weights @ pixels)[:, None]
         return (weights * distances.square()).sum(dim=1).sqrt().tolist()
 
     def operator(
