@@ -29,10 +29,11 @@ from vsr_lightning.experiment import Experiment
 from vsr_lightning.inference.dps import Observation, dps_sample
 from vsr_lightning.inference.noise import SamplerNoise
 from vsr_lightning.models.prior import Prior, load_prior
-from vsr_lightning.models.video_dit import Attention
-from vsr_lightning.training.run import check_clips, make_datamodule, make_module, train
+from vsr_lightning.models.video_dit import Attention, VideoDiT
+from vsr_lightning.training.run import check_clips, compile_for_training, make_datamodule, make_module, train
 
 Result = dict[str, Any]
+SUSTAINED_SECONDS = 3.0  # of matrix products, of whose rate the second half counts
 
 
 # ------------------------------------------------------------------------------------------------ counting
@@ -102,11 +103,21 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large square matrix product, the most that this machine reaches."""
+def matrix_rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+    """FLOP/s of a large square matrix product: the most that this machine reaches, and what it sustains.
+
+    A GPU at its power limit slows down after some tenths of a second, and steps take longer than that.
+    """
     size = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    return 2 * size**3 / seconds(lambda: a @ b, device, repeats=10)
+
+    def products(count: int) -> None:
+        for _ in range(count):
+            a @ b
+
+    shortest = seconds(lambda: products(1), device, repeats=10)
+    half = max(1, round(SUSTAINED_SECONDS / 2 / shortest))
+    return 2 * size**3 / shortest, 2 * size**3 * half / seconds(lambda: products(half), device, repeats=1)
 
 
 # ------------------------------------------------------------------------------------------------ subjects
@@ -166,7 +177,7 @@ def bench_sampling(
         measure("reference, eager float32", "sampling", reference, steps, whole),
         measure("ours, eager", "sampling", ours, steps, whole),
     ]
-    prior.compile_for_sampling()
+    prior.compile_for_sampling(torch.bfloat16 if device.type == "cuda" else None)
     start = time.perf_counter()
     ours()
     first_use = time.perf_counter() - start
@@ -201,10 +212,9 @@ def autocast(device: torch.device) -> torch.autocast:
 
 
 def bench_training(
-    prior_folder: str, batch: int, device: torch.device, repeats: int, profile_to: Path | None = None
+    dit: VideoDiT, batch: int, device: torch.device, repeats: int, profile_to: Path | None = None
 ) -> list[Result]:
-    """Steps of the DiT's training, compiled on a GPU: forward, backward and optimiser, on latents that are there."""
-    dit = load_prior(prior_folder).dit
+    """Steps of a DiT's training, compiled on a GPU: forward, backward and optimiser, on latents that are there."""
     z = torch.randn(batch, *dit.latent_shape)
     flops = training_flops(dit, z)
     dit.to(device).requires_grad_(True).train()
@@ -212,7 +222,7 @@ def bench_training(
     optimiser = torch.optim.AdamW(dit.parameters(), lr=1e-6, fused=True)
     t = torch.zeros(batch, dtype=torch.long, device=device)
     if device.type == "cuda":
-        dit.compile()
+        compile_for_training(dit)
 
     def work() -> None:
         with autocast(device):
@@ -340,7 +350,8 @@ def main() -> None:
         "--repeats", type=positive, default=3, help="measurements, of which the median counts (%(default)s)"
     )
     parser.add_argument("--profile", action="store_true", help="also write which kernels the time goes to")
-    parser.add_argument("--train", metavar="YAML", help="also the loader, and the train command's steps, of this DiT")
+    parser.add_argument("--only", choices=("sampling", "training"), help="measure this alone")
+    parser.add_argument("--train", metavar="YAML", help="train this DiT, also with the loader and as the command does")
     parser.add_argument("--train-steps", type=positive, help="such steps (300 on a GPU, 3 on a CPU)")
     parser.add_argument("overrides", nargs="*", help="key=value, of the experiment of --train")
     options = parser.parse_intermixed_args()
@@ -359,18 +370,25 @@ def main() -> None:
         parser.exit(2, f"error: {error}\n")
     device = torch.device("cuda" if on_gpu else "cpu")
     torch.set_float32_matmul_precision("high")  # TF32, for the reference too
-    peak = matrix_rate(device, torch.bfloat16 if on_gpu else torch.float32)
+    torch.backends.cudnn.benchmark = True  # for the reference too, as sweeps and training have it
+    peak, sustained = matrix_rates(device, torch.bfloat16 if on_gpu else torch.float32)
     profiles = [
         options.output / f"profile-{name}.txt" if options.profile else None for name in ("sampling", "training")
     ]
-    results = bench_sampling(options.prior, batch, steps, device, options.repeats, profiles[0])
-    results += bench_training(options.prior, train_batch, device, options.repeats, profiles[1])
-    if training is not None:
-        results += bench_experiment(training, device)
+    results = []
+    if options.only != "training":
+        results += bench_sampling(options.prior, batch, steps, device, options.repeats, profiles[0])
+    if options.only != "sampling":
+        dit = make_module(training).dit if training else load_prior(options.prior).dit
+        results += bench_training(dit, train_batch, device, options.repeats, profiles[1])
+        if training:
+            results += bench_experiment(training, device)
     for result in results:
         if "tflops" in result:
             result["share_of_matrix_rate"] = result["tflops"] * 1e12 / peak
-    machine = {"matrix_tflops": peak / 1e12, "host": platform.machine(), **provenance.describe_machine()}
+            result["share_of_sustained_rate"] = result["tflops"] * 1e12 / sustained
+    rates = {"matrix_tflops": peak / 1e12, "sustained_matrix_tflops": sustained / 1e12}
+    machine = {**rates, "host": platform.machine(), **provenance.describe_machine()}
     write(results, machine, options.output)
 
 
@@ -383,11 +401,19 @@ def write(results: list[Result], machine: dict[str, Any], folder: Path) -> None:
         writer.writeheader()
         writer.writerows(results)
     (folder / "machine.json").write_text(json.dumps(machine, indent=2) + "\n")
-    print(f"matrix rate {machine['matrix_tflops']:.2f} TFLOP/s")
+    print(
+        f"matrix rate {machine['matrix_tflops']:.2f} TFLOP/s, {machine['sustained_matrix_tflops']:.2f} sustained; "
+        "shares are of these"
+    )
     for result in results:
         ratio = f", {result['ratio']:.2f} x the reference" if "ratio" in result else ""
         compiling = f", {result['first_use_seconds']:.0f} s on first use" if result.get("first_use_seconds") else ""
-        share = f", {result['tflops']:.2f} TFLOP/s ({result['share_of_matrix_rate']:.0%})" if "tflops" in result else ""
+        share = (
+            f", {result['tflops']:.2f} TFLOP/s ({result['share_of_matrix_rate']:.1%}, "
+            f"{result['share_of_sustained_rate']:.1%})"
+            if "tflops" in result
+            else ""
+        )
         print(
             f"{result['subject']:26} batch {result['batch']:3}: {result['per_second']:9.2f} {result['unit']}/s"
             f"{share}{ratio}{compiling}"

@@ -51,7 +51,7 @@ def test_reference_loop_is_the_products_sampler():
 
 
 def test_a_tiny_run_keeps_its_table(tiny_prior, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("bench.matrix_rate", lambda device, dtype: 1e12)
+    monkeypatch.setattr("bench.matrix_rates", lambda device, dtype: (1e12, 5e11))
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: None)  # a minute of C++ otherwise
     arguments = ["--prior", tiny_prior, "--output", tmp_path / "bench", "--batch", 1, "--train-batch", 1]
     monkeypatch.setattr(sys, "argv", ["bench.py", *map(str, arguments), "--steps", "1", "--repeats", "1", "--profile"])
@@ -60,10 +60,11 @@ def test_a_tiny_run_keeps_its_table(tiny_prior, tmp_path, monkeypatch, capsys):
     assert [row["kind"] for row in rows] == ["sampling"] * 3 + ["part"] * 2 + ["training"]
     assert float(rows[0]["ratio"]) == 1
     assert all(float(row["share_of_matrix_rate"]) == pytest.approx(float(row["tflops"])) for row in rows)
+    assert all(float(row["share_of_sustained_rate"]) == pytest.approx(2 * float(row["tflops"])) for row in rows)
     for name in ("sampling", "training"):
         assert "aten::" in (tmp_path / "bench" / f"profile-{name}.txt").read_text()
     machine = json.loads((tmp_path / "bench" / "machine.json").read_text())
-    assert machine["matrix_tflops"] == 1
+    assert (machine["matrix_tflops"], machine["sustained_matrix_tflops"]) == (1, 0.5)
     assert "x the reference" in capsys.readouterr().out
 
 
@@ -105,7 +106,7 @@ def test_the_loader_and_the_train_command_are_measured_too(tiny_prior, tmp_path,
     ],
 )
 def test_mistakes_are_told_before_anything_is_measured(arguments, line, tiny_prior, monkeypatch, capsys):
-    monkeypatch.setattr("bench.matrix_rate", lambda device, dtype: pytest.fail("measured"))
+    monkeypatch.setattr("bench.matrix_rates", lambda device, dtype: pytest.fail("measured"))
     monkeypatch.setattr(sys, "argv", ["bench.py", "--prior", str(tiny_prior), *arguments])
     with pytest.raises(SystemExit) as stop:
         main()

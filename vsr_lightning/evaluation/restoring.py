@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
@@ -37,7 +38,7 @@ def restore_missing(job: Job, missing: list[Item], held: Inventory, folder: Path
     module = LitVSR(job.prior, job.degradation, job.samplers, from_reconstruction)
     module.allow_zero_length_dataloader_with_multiple_devices = True  # few items, many devices
     if _pays_to_compile(experiment, missing):
-        module.compile_networks()
+        module.compile_networks(torch.bfloat16 if processes.precision(experiment) == "bf16-mixed" else None)
     callbacks: list[Callback] = [RowSink(job, held, folder, rows)]
     if options.progress:
         callbacks.append(SamplingProgress(folder))

@@ -50,7 +50,8 @@ def estimate(prior: Prior, observation: Observation, z_t: Tensor, step: Step, le
     if is_wider:
         factors = [_overshoot(*widths, x_hat.shape[-1]) for widths in zip(own, missing, strict=True)]
         overshoot = torch.tensor(factors).to(overshoot, non_blocking=True)
-    return Estimate(z0_hat.detach(), x_hat.detach(), residual.detach(), gradient, overshoot)
+    x_hat = x_hat.detach().clone()  # a captured decoder writes its next video to the same place
+    return Estimate(z0_hat.detach(), x_hat, residual.detach(), gradient, overshoot)
 
 
 def _blurs(observation: Observation, videos: int, least_blur: float) -> tuple[list[float], list[float]]:

@@ -18,6 +18,8 @@ from vsr_lightning.metrics import scores
 from vsr_lightning.models.prior import Prior
 from vsr_lightning.models.schedule import Step
 
+WARM_UP_STEPS = 3  # a CUDA graph is captured at the second call
+
 
 @dataclass
 class ObservationBatch:
@@ -69,9 +71,9 @@ class LitVSR(L.LightningModule):
         self.on_step: Callable[[], None] | None = None
         self._cold = False  # compiled, but not run yet
 
-    def compile_networks(self) -> None:
-        """Pays for jobs of more than some minutes."""
-        self.prior.compile_for_sampling()
+    def compile_networks(self, autocast: torch.dtype | None = None) -> None:
+        """Pays for jobs of more than some minutes. `autocast`: see `Prior.compile_for_sampling`."""
+        self.prior.compile_for_sampling(autocast)
         self._cold = True
 
     def predict_step(self, batch: ObservationBatch, batch_idx: int) -> Restoration:
@@ -111,11 +113,12 @@ class LitVSR(L.LightningModule):
         )
 
     def _warm_up(self, samples: int, device: torch.device) -> None:
-        """Run one guided step of a batch of nothing."""
+        """Run guided steps of a batch of nothing: one compiles, another captures CUDA graphs."""
         y = torch.zeros(samples, *self.prior.video_shape, device=device)
         nothing = Observation(y, lambda x: x, torch.zeros(samples, device=device))
         z_t = torch.zeros(samples, *self.prior.latent_shape, device=device)
-        estimate(self.prior, nothing, z_t, self.prior.schedule.respaced(1)[0])
+        for _ in range(WARM_UP_STEPS):
+            estimate(self.prior, nothing, z_t, self.prior.schedule.respaced(1)[0])
         self._cold = False
 
     @torch.no_grad()

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from vsr_lightning.errors import UserError
 
+SHUFFLE = 2  # pixels a side of the square that a pixel's channels are rearranged into
+
 
 class GroupNorm(nn.GroupNorm):
     """Group normalisation (Wu & He 2018) whose statistics, where it is compiled, are taken by channel first.
@@ -33,17 +35,36 @@ class GroupNorm(nn.GroupNorm):
         return grouped.mean(dim=2, keepdim=True).expand_as(grouped).flatten(1, 2)
 
 
+class SubpixelConv2d(nn.Conv2d):
+    """The convolution before a `PixelShuffle`. Compiled, it has the channels of one pixel after those of another.
+
+    So all that reads or writes shuffled pixels moves vectors of channels, where it would else pick every fourth number.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling() or self.bias is None:
+            return super().forward(x)
+        return self._conv_forward(x, _pixel_by_pixel(self.weight), _pixel_by_pixel(self.bias))
+
+
+def _pixel_by_pixel(channels: Tensor) -> Tensor:
+    """Channels (C 4, ...) as (4 C, ...)."""
+    return channels.unflatten(0, (-1, SHUFFLE**2)).transpose(0, 1).flatten(0, 1)
+
+
 class PixelShuffle(nn.PixelShuffle):
-    """Rearrangement of channels into pixels (Shi et al. 2016) that, where it is compiled, stays channels last.
+    """Rearrangement of a `SubpixelConv2d`'s channels into pixels (Shi et al. 2016); compiled, it stays channels last.
 
     So the gradient comes back to the convolution in the order that it works in, where it would else be copied.
     """
 
+    def __init__(self) -> None:
+        super().__init__(SHUFFLE)
+
     def forward(self, x: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():
             return super().forward(x)
-        r = self.upscale_factor
-        pixels = rearrange(x.permute(0, 2, 3, 1), "n h w (c i j) -> n (h i) (w j) c", i=r, j=r)
+        pixels = rearrange(x.permute(0, 2, 3, 1), "n h w (i j c) -> n (h i) (w j) c", i=SHUFFLE, j=SHUFFLE)
         return pixels.permute(0, 3, 1, 2)
 
 
@@ -69,7 +90,10 @@ class Encoder(nn.Module):
 
     def __init__(self, in_channels: int, latent_channels: int, widths: list[int], blocks: list[int]) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.PixelUnshuffle(2), nn.Conv2d(4 * in_channels, widths[0], 3, padding=1)]
+        layers: list[nn.Module] = [
+            nn.PixelUnshuffle(SHUFFLE),
+            nn.Conv2d(SHUFFLE**2 * in_channels, widths[0], 3, padding=1),
+        ]
         for level, (width, count) in enumerate(zip(widths, blocks, strict=True)):
             if level > 0:
                 layers.append(nn.Conv2d(widths[level - 1], width, 3, stride=2, padding=1))
@@ -95,13 +119,13 @@ class Decoder(nn.Module):
             layers += [ResBlock(widths[level]) for _ in range(blocks[level])]
             if level > 0:
                 # A 1x1 convolution and a shuffle: four times cheaper than a convolution after upsampling.
-                layers += [nn.Conv2d(widths[level], 4 * widths[level - 1], 1), PixelShuffle(2)]
+                layers += [SubpixelConv2d(widths[level], SHUFFLE**2 * widths[level - 1], 1), PixelShuffle()]
         layers += [
             GroupNorm(8, widths[0]),
             nn.SiLU(),
-            nn.Conv2d(widths[0], 4 * out_channels, 3, padding=1),
+            SubpixelConv2d(widths[0], SHUFFLE**2 * out_channels, 3, padding=1),
         ]
-        self.layers = nn.Sequential(*layers, PixelShuffle(2))
+        self.layers = nn.Sequential(*layers, PixelShuffle())
 
     def forward(self, z: Tensor) -> Tensor:
         return self.layers(z)
@@ -161,9 +185,9 @@ class VAE(nn.Module):
         return self.decode_raw(z * _per_channel(self.latent_std) + _per_channel(self.latent_mean))
 
 
-def compile_convolutions(part: Encoder | Decoder) -> None:
+def compile_convolutions(part: Encoder | Decoder, **options: bool) -> None:
     """Compile half of a VAE in place, channels last, which Inductor else forgoes for the few channels of an end."""
-    part.compile(dynamic=False, options={"force_layout_optimization": True})
+    part.compile(dynamic=False, options={"force_layout_optimization": True, **options})
 
 
 def _per_channel(values: Tensor) -> Tensor:
