@@ -1,7 +1,9 @@
 """A tiny sweep end to end: the files of the contract, batches that mix conditions, and means over noise instances."""
 
+import errno
 import itertools
 import json
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -199,7 +201,7 @@ def test_deterministic_is_asked_of_torch_while_sampling_and_changes_nothing_on_a
 
 def test_the_share_of_the_time_that_was_sampling_is_told(monkeypatch, capsys):
     """Of four batches by a clock of our own: the first takes 60 s of sampling, each other 3 of its 4 s."""
-    clock = iter([100.0, 104.0, 108.0, 112.0])
+    clock = iter([100.0, 112.0])  # at the end of the first batch, and when all are written
     monkeypatch.setattr(restoring.time, "perf_counter", lambda: next(clock))
     share = SamplingShare()
     for seconds in (60.0, 3.0, 3.0, 3.0):
@@ -213,6 +215,46 @@ def test_the_share_of_a_single_batch_is_not_told(capsys):
     share.on_predict_batch_end(FirstRank(), None, Restored([{"seconds": 1.0}]), None, 0)
     share.on_predict_end(FirstRank(), None)
     assert capsys.readouterr().out == ""
+
+
+def test_a_batch_is_written_while_the_next_one_is_sampled(tiny_prior, tmp_path, monkeypatch):
+    """The first batch's writing waits until the second is being sampled, and neither waits for long."""
+    sampling, waits = threading.Semaphore(0), []
+    predict_step, save_restored = LitVSR.predict_step, videos.save_restored
+
+    def sample(self, batch, batch_idx):
+        sampling.release()
+        return predict_step(self, batch, batch_idx)
+
+    def save(*arguments):
+        if not waits:
+            sampling.acquire()  # the first batch's own
+            waits.append(sampling.acquire(timeout=60))
+        save_restored(*arguments)
+
+    monkeypatch.setattr(LitVSR, "predict_step", sample)
+    monkeypatch.setattr(videos, "save_restored", save)
+    folder = sweep(experiment(tiny_prior, tmp_path))
+    assert waits == [True]
+    assert len(written_rows(folder)) == ITEMS
+
+
+@pytest.mark.parametrize("batch", [0, 2])  # of three
+def test_what_goes_wrong_in_writing_ends_the_sweep(batch, tiny_prior, tmp_path, monkeypatch):
+    """In whichever batch, the last one too; what was written stands, and the same command finishes the rest."""
+    save_restored, saved = videos.save_restored, []
+
+    def save(*arguments):
+        saved.append(arguments)
+        if len(saved) == batch + 1:
+            raise OSError(errno.EIO, "Input/output error")
+        save_restored(*arguments)
+
+    monkeypatch.setattr(videos, "save_restored", save)
+    with pytest.raises(OSError, match="Input/output"):
+        sweep(experiment(tiny_prior, tmp_path))
+    assert len(written_rows(tmp_path / "frame_count")) == 3 * batch
+    assert len(written_rows(sweep(experiment(tiny_prior, tmp_path)))) == ITEMS
 
 
 def test_rows_are_written_before_the_clock_is_read(tiny_prior, tmp_path, monkeypatch):

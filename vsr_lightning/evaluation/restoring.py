@@ -6,10 +6,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader, Sampler
@@ -32,7 +34,7 @@ Row = dict[str, Any]
 
 
 def restore_missing(job: Job, missing: list[Item], held: Inventory, folder: Path, rows: results.RowWriter) -> None:
-    """Restore items, or as many as the time allows, each row on disk as soon as its batch is done."""
+    """Restore items, or as many as the time allows; rows reach the disk while the batch after theirs is sampled."""
     experiment, options = job.experiment, job.experiment.trainer
     from_reconstruction = experiment.grid.observe == "reconstruction"
     module = LitVSR(job.prior, job.degradation, job.samplers, from_reconstruction)
@@ -118,14 +120,17 @@ class UntilTimeIsUp(Sampler[int]):
 
 
 class RowSink(Callback):
-    """Writes what comes of each batch, and only then lets the next one begin.
+    """Writes what comes of each batch, in a thread of its own: compression and disk need not keep the device waiting.
 
-    Of an item that was measured before, only what the folder lacks: its row stands, although on a GPU the restoration
-    made again is not quite the one that it measures.
+    A batch is on disk before the second one after it begins, or the run ends. Of an item that was measured before, only
+    what the folder lacks: its row stands, although on a GPU the restoration made again is not quite the one that it
+    measures.
     """
 
     def __init__(self, job: Job, held: Inventory, folder: Path, rows: results.RowWriter) -> None:
         self.job, self.held, self.folder, self.rows = job, held, folder, rows
+        self._writer = ThreadPoolExecutor(max_workers=1)
+        self._written: Future[None] | None = None  # the latest batch
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         # Lightning's barriers before and after: every rank has read the folder, and none has written to it yet.
@@ -145,6 +150,7 @@ class RowSink(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        self._wait()
         items = _dataset(trainer).items_of(batch_idx)
         rows = [
             {**self.job.to_row(item), **measured, "status": status}
@@ -159,10 +165,27 @@ class RowSink(Callback):
         for index, observed, truth, bicubic in zip(to_keep, *pictures, strict=True):
             frames = frames_of(items[index], len(truth), self.job.experiment.seed)
             clips.append(videos.Clip(rows[index], observed, restored[index], truth, frames, bicubic))
-        self.clips.append(clips)
         lacking = [index for index in ok if results.item_key(rows[index]) not in self.held.restored]
+        self._written = self._writer.submit(self._write, rows, clips, lacking, restored[lacking])
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._wait()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if self._written is not None:
+            wait([self._written])  # whoever catches the exception closes the files
+
+    def _wait(self) -> None:
+        """Until the latest batch is on disk. Raises what went wrong with it."""
+        written, self._written = self._written, None
+        if written is not None:
+            written.result()
+
+    def _write(self, rows: list[Row], clips: list[videos.Clip], lacking: list[int], restored: np.ndarray) -> None:
+        """Clips and restorations (of the rows `lacking`), then the rows."""
+        self.clips.append(clips)
         if lacking:
-            videos.save_restored(self.folder, [rows[index] for index in lacking], restored[lacking])
+            videos.save_restored(self.folder, [rows[index] for index in lacking], restored)
         self.rows.append([self._to_log(row) for row in rows])
 
     def _lacks_clip(self, item: Item, row: Row) -> bool:
@@ -177,22 +200,22 @@ class RowSink(Callback):
 class SamplingShare(Callback):
     """Tells what share of its time the first device has sampled: what grid, scores and rows cost is the rest.
 
-    From the end of its first batch to that of its last, so without start-up and compilation. To come after the others.
+    From the end of its first batch, so without start-up and compilation. To come after the others.
     """
 
     def __init__(self) -> None:
-        self._began = self._ended = math.nan  # at the end of the first batch, and of the last so far
+        self._began = math.nan  # at the end of the first batch
         self._sampled = 0.0
 
     def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any) -> None:
-        self._ended = time.perf_counter()
         if math.isnan(self._began):
-            self._began = self._ended
+            self._began = time.perf_counter()
         else:
             self._sampled += sum(row["seconds"] for row in outputs.measured)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero and (seconds := self._ended - self._began) > 0:
+        seconds = time.perf_counter() - self._began
+        if trainer.is_global_zero and self._sampled:
             print(f"sampling took {self._sampled / seconds:.1%} of the {seconds:.0f} s after the first batch")
 
 

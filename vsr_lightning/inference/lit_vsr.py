@@ -82,7 +82,10 @@ class LitVSR(L.LightningModule):
         started = time.perf_counter()
         degradation = replace(self.degradation, factor=batch.factor, kernel=batch.kernel)
         operator = degradation.operator(batch.sigma_h, batch.x.shape[-2], batch.x.shape[-1], batch.x.device)
-        x = self._reconstruct(batch) if self.observe_reconstruction else batch.x
+        x = batch.x
+        if self.observe_reconstruction:
+            firsts, which = distinct_clips(batch)
+            x = self._reconstruct(x[firsts])[which]
         y = observe(replace(batch, x=x), operator)
         blur = degradation.widths(x.shape[-1], batch.sigma_h)
         failures = FailureLog(len(y), y.device)
@@ -122,13 +125,10 @@ class LitVSR(L.LightningModule):
         self._cold = False
 
     @torch.no_grad()
-    def _reconstruct(self, batch: ObservationBatch) -> Tensor:
-        """What the VAE makes of each clip, (B, F, C, H, W). A batch repeats few clips, each of which it sees once."""
-        videos = [(seed, video) for seed, video, _ in batch.keys]
-        places = {video: place for place, video in enumerate(dict.fromkeys(videos))}
-        x = batch.x[[videos.index(video) for video in places]]
+    def _reconstruct(self, x: Tensor) -> Tensor:
+        """What the VAE makes of clips (n, F, C, H, W)."""
         with torch.compiler.set_stance("force_eager"):  # any number of clips: not worth a compilation each
-            return self.prior.decode(self.prior.encode(x))[[places[video] for video in videos]]
+            return self.prior.decode(self.prior.encode(x))
 
     @torch.no_grad()
     def _measure(
@@ -138,10 +138,20 @@ class LitVSR(L.LightningModule):
         y_hat = mask_frames(operator(x_hat), batch.mask)
         pixels = batch.mask.sum(dim=1) * y[0, 0].numel()  # observed ones
         table = {"residual_rms": ((y - y_hat).square().flatten(1).sum(dim=1) / pixels).sqrt()}
-        for suffix, video in {"": x_hat, "_bicubic": bicubic, "_vae": self._reconstruct(batch)}.items():
+        for suffix, video in {"": x_hat, "_bicubic": bicubic}.items():
             table |= {name + suffix: values for name, values in scores(video, batch.x).items()}
+        firsts, which = distinct_clips(batch)
+        of_vae = scores(self._reconstruct(batch.x[firsts]), batch.x[firsts])
+        table |= {f"{name}_vae": values[which] for name, values in of_vae.items()}
         columns = {name: values.tolist() for name, values in table.items()}
         return [{name: values[i] for name, values in columns.items()} for i in range(batch.size)]
+
+
+def distinct_clips(batch: ObservationBatch) -> tuple[list[int], list[int]]:
+    """Where each clip of a batch, which repeats few, stands first; and which of these each sample is of, B numbers."""
+    clips = [(seed, video) for seed, video, _ in batch.keys]
+    places = {clip: place for place, clip in enumerate(dict.fromkeys(clips))}
+    return [clips.index(clip) for clip in places], [places[clip] for clip in clips]
 
 
 def observe(batch: ObservationBatch, operator: SeparableOperator) -> Tensor:
