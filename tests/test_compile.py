@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from torch._dynamo.utils import counters
 
 from vsr_lightning.data.moving_mnist import MovingMNIST
@@ -10,7 +11,7 @@ from vsr_lightning.inference.dps import Observation, dps_sample
 from vsr_lightning.inference.noise import SamplerNoise
 from vsr_lightning.metrics import psnr
 from vsr_lightning.models.prior import load_prior
-from vsr_lightning.models.vae import GroupNorm
+from vsr_lightning.models.vae import GroupNorm, PixelShuffle, SubpixelConv2d
 
 
 @pytest.mark.parametrize(("mean", "spread", "tolerance"), [(0.5, 1.0, 1e-4), (1000.0, 0.1, 5e-3), (123.456, 0.0, 1e-4)])
@@ -38,6 +39,14 @@ def test_compiled_group_norm_is_pytorchs(mean, spread, tolerance):
     for found, expected in zip(compiled, results(reference, torch.float64), strict=True):
         assert (found - expected).norm() <= tolerance * expected.norm() + 1e-6
     assert spread == 0 or not torch.equal(compiled[0], plain[0])  # another way
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_shuffled_pixels_are_where_they_belong(bias):
+    network = nn.Sequential(SubpixelConv2d(8, 12, 1, bias=bias), PixelShuffle())
+    x = torch.randn(2, 8, 4, 6)
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), network(x))
 
 
 def test_compiled_and_plain_agree(tiny_prior):

@@ -239,6 +239,14 @@ def test_a_batch_is_written_while_the_next_one_is_sampled(tiny_prior, tmp_path, 
     assert len(written_rows(folder)) == ITEMS
 
 
+@pytest.mark.parametrize(("precision", "autocast"), [("bf16-mixed", torch.bfloat16), ("32-true", None)])
+def test_weights_are_converted_only_for_autocast_to_bf16(precision, autocast, tiny_prior, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(LitVSR, "compile_networks", lambda self, autocast=None: asked.append(autocast))
+    sweep(experiment(tiny_prior, tmp_path, "trainer.compile=always", f"trainer.precision={precision}"))
+    assert asked == [autocast]
+
+
 @pytest.mark.parametrize("batch", [0, 2])  # of three
 def test_what_goes_wrong_in_writing_ends_the_sweep(batch, tiny_prior, tmp_path, monkeypatch):
     """In whichever batch, the last one too; what was written stands, and the same command finishes the rest."""

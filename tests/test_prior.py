@@ -50,6 +50,27 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "prior"
 
 
+def test_weights_of_the_type_that_layers_compute_in_change_nothing(tiny_prior, monkeypatch):
+    monkeypatch.setattr(nn.Module, "compile", lambda module, **options: None)
+    prior = load_prior(tiny_prior)
+    z, t = torch.randn(2, *prior.latent_shape), torch.tensor([3, 700])
+
+    def results() -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            return prior.eps(z, t), prior.decode(z)
+
+    before = results()
+    prior.compile_for_sampling(torch.bfloat16)
+    for network in (prior.dit, prior.vae.decoder):
+        layers = [layer for layer in network.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+        assert layers
+        assert {layer.weight.dtype for layer in layers} == {torch.bfloat16}
+    others = [prior.dit.final_table, *prior.vae.encoder.parameters(), *prior.vae.buffers()]
+    assert {tensor.dtype for tensor in others} == {torch.float32}
+    for plain, converted in zip(before, results(), strict=True):
+        assert torch.equal(plain, converted)
+
+
 def test_round_trip_loses_only_bf16_rounding(folder):
     prior = load_prior(folder)
     for before, after in zip(networks(), (prior.vae, prior.dit), strict=True):

@@ -60,4 +60,4 @@ def dps_sample(
             z_t = z_t - zeta * gradient  # line 8
         if on_step is not None:
             on_step(index, step, residual.detach())
-    return x_hat.detach()  # lines 10 and 11: D(z0_hat) of the last step
+    return x_hat.detach().clone()  # lines 10 and 11: D(z0_hat) of the last step, out of a captured decoder's way

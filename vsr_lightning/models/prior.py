@@ -56,8 +56,9 @@ class Prior(nn.Module):
         third on. What a network returns is overwritten when it runs again.
 
         Args:
-            autocast: the type that layers will compute in. Their weights are kept in it, as each step would else
-                convert them; those of a folder lose nothing in bf16.
+            autocast: the type that layers will compute in. Their weights are turned into it for good, as each step
+                would else convert them; those of a folder lose nothing in bf16. Then run the networks under that
+                autocast only, compiled or not.
         """
         for network in (self.dit, self.vae.decoder):
             for layer in network.modules():

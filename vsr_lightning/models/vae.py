@@ -42,9 +42,10 @@ class SubpixelConv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling() or self.bias is None:
+        if not torch.compiler.is_compiling():
             return super().forward(x)
-        return self._conv_forward(x, _pixel_by_pixel(self.weight), _pixel_by_pixel(self.bias))
+        bias = None if self.bias is None else _pixel_by_pixel(self.bias)
+        return self._conv_forward(x, _pixel_by_pixel(self.weight), bias)
 
 
 def _pixel_by_pixel(channels: Tensor) -> Tensor:
