@@ -3,7 +3,10 @@
 import errno
 import itertools
 import json
+import os
+import signal
 import threading
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -263,6 +266,25 @@ def test_what_goes_wrong_in_writing_ends_the_sweep(batch, tiny_prior, tmp_path, 
         sweep(experiment(tiny_prior, tmp_path))
     assert len(written_rows(tmp_path / "frame_count")) == 3 * batch
     assert len(written_rows(sweep(experiment(tiny_prior, tmp_path)))) == ITEMS
+
+
+@pytest.mark.parametrize("batch", [0, 2])  # of three; for the last one the run is waiting
+def test_ctrl_c_while_a_batch_is_written_loses_none_that_was_sampled(batch, tiny_prior, tmp_path, monkeypatch):
+    save_restored, saved = videos.save_restored, []
+
+    def save(*arguments):
+        saved.append(arguments)
+        if len(saved) == batch + 1:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        save_restored(*arguments)
+
+    monkeypatch.setattr(videos, "save_restored", save)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(experiment(tiny_prior, tmp_path))
+    rows = written_rows(tmp_path / "frame_count")
+    assert len(rows) == min(ITEMS, 3 * (batch + 1))
+    assert len(list((tmp_path / "frame_count" / "rows" / "restored").glob("*"))) == batch + 1
 
 
 def test_rows_are_written_before_the_clock_is_read(tiny_prior, tmp_path, monkeypatch):

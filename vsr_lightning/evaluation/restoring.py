@@ -1,12 +1,13 @@
 """The restorations that a sweep lacks, by `Trainer.predict`: which device makes which, and how they reach the disk."""
 
+import contextlib
 import math
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def restore_missing(job: Job, missing: list[Item], held: Inventory, folder: Path
     module.allow_zero_length_dataloader_with_multiple_devices = True  # few items, many devices
     if _pays_to_compile(experiment, missing):
         module.compile_networks(torch.bfloat16 if processes.precision(experiment) == "bf16-mixed" else None)
-    callbacks: list[Callback] = [RowSink(job, held, folder, rows)]
+    sink = RowSink(job, held, folder, rows)
+    callbacks: list[Callback] = [sink]
     if options.progress:
         callbacks.append(SamplingProgress(folder))
     callbacks.append(SamplingShare())
@@ -63,7 +65,7 @@ def restore_missing(job: Job, missing: list[Item], held: Inventory, folder: Path
     )
     _end_when_told(trainer)
     processes.announce_to_children(experiment)
-    with processes.interruptible():
+    with processes.interruptible(), contextlib.closing(sink):
         trainer.predict(module, datamodule=MissingItems(job, missing), return_predictions=False)
     trainer.strategy.barrier()
 
@@ -122,9 +124,9 @@ class UntilTimeIsUp(Sampler[int]):
 class RowSink(Callback):
     """Writes what comes of each batch, in a thread of its own: compression and disk need not keep the device waiting.
 
-    A batch is on disk before the second one after it begins, or the run ends. Of an item that was measured before, only
-    what the folder lacks: its row stands, although on a GPU the restoration made again is not quite the one that it
-    measures.
+    A batch is on disk before the second one after it begins, so a kill costs a device at most two. Of an item that was
+    measured before, only what the folder lacks: its row stands, although on a GPU the restoration made again is not
+    quite the one that it measures.
     """
 
     def __init__(self, job: Job, held: Inventory, folder: Path, rows: results.RowWriter) -> None:
@@ -172,14 +174,19 @@ class RowSink(Callback):
         self._wait()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if self._written is not None:
-            wait([self._written])  # whoever catches the exception closes the files
+        self.close()  # before Lightning ends the process: whoever catches the exception closes the files
+        if self._written is not None and (error := self._written.exception()) not in (None, exception):
+            print(f"error: {error}", file=sys.stderr)
+
+    def close(self) -> None:
+        """Wait until all is written that was begun; for however the run ends."""
+        self._writer.shutdown(wait=True)
 
     def _wait(self) -> None:
         """Until the latest batch is on disk. Raises what went wrong with it."""
-        written, self._written = self._written, None
-        if written is not None:
-            written.result()
+        if self._written is not None:
+            self._written.result()
+        self._written = None  # only now: an interruption while it waits must not lose sight of what is being written
 
     def _write(self, rows: list[Row], clips: list[videos.Clip], lacking: list[int], restored: np.ndarray) -> None:
         """Clips and restorations (of the rows `lacking`), then the rows."""
@@ -198,7 +205,7 @@ class RowSink(Callback):
 
 
 class SamplingShare(Callback):
-    """Tells what share of its time the first device has sampled: what grid, scores and rows cost is the rest.
+    """Tells what share of its time the first device has sampled. The rest is grid, scores, and waiting for the disk.
 
     From the end of its first batch, so without start-up and compilation. To come after the others.
     """

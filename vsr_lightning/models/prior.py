@@ -1,7 +1,8 @@
 """The prior: VAE, video DiT and noise schedule as one thing that sampling needs, and its folder on disk.
 
-A folder holds `vae.safetensors`, `dit.safetensors` (EMA weights; bf16 on disk, float32 in memory) and
-`card.yaml`: how to rebuild the networks and the schedule, how they were trained, and what was measured.
+A folder holds `vae.safetensors`, `dit.safetensors` (EMA weights; bf16 on disk, float32 in memory until they are
+compiled for autocast) and `card.yaml`: how to rebuild the networks and the schedule, how they were trained, and what
+was measured.
 """
 
 import hashlib
