@@ -225,6 +225,7 @@ def bench_training(
     optimiser = torch.optim.AdamW(dit.parameters(), lr=1e-6, fused=True)
     t = torch.zeros(batch, dtype=torch.long, device=device)
     if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
         compile_for_training(dit)
 
     def work() -> None:
@@ -365,6 +366,8 @@ def main() -> None:
     training = None
     try:  # before minutes of measurements
         check_steps(load_prior(options.prior), steps)
+        if options.train and options.only == "sampling":
+            raise UserError("--only sampling: trains nothing; leave --train out")
         if options.train:
             training = short_training(options.train, options.overrides, options.train_steps or (300 if on_gpu else 3))
         elif options.overrides:
