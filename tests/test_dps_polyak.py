@@ -229,26 +229,3 @@ def test_bad_settings_are_named(problem, wrong, message):
     prior, y, draws = problem
     with pytest.raises(UserError, match=message):
         dps_polyak_sample(prior, seen(y), replay(draws), steps=30, **wrong)
-
-
-class IntoMemory(torch.autograd.Function):
-    """The identity, but its result is always in the same memory, as a captured network's is."""
-
-    @staticmethod
-    def forward(ctx, values, memory):
-        return memory.copy_(values).view_as(memory)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient, None
-
-
-@pytest.mark.parametrize("restore", [dps_sample, dps_polyak_sample])
-def test_what_is_restored_outlives_the_memory_of_a_captured_decoder(restore, problem, monkeypatch):
-    prior, y, draws = problem
-    expected = restore(prior, seen(y), replay(draws), steps=30, zeta=0.7)
-    memory, decode = torch.empty_like(expected), prior.decode
-    monkeypatch.setattr(prior, "decode", lambda z: IntoMemory.apply(decode(z), memory))
-    x_hat = restore(prior, seen(y), replay(draws), steps=30, zeta=0.7)
-    memory.zero_()
-    torch.testing.assert_close(x_hat, expected, atol=1e-6, rtol=0)

@@ -103,3 +103,27 @@ def test_callers_need_no_gradients(sample, problem):
         assert not x_hat.requires_grad
         assert torch.equal(x_hat, expected)
     assert prior.a.grad is None
+
+
+class IntoMemory(torch.autograd.Function):
+    """The identity, but its result is always in the same memory, as a captured network's is."""
+
+    @staticmethod
+    def forward(ctx, values, memory):
+        return memory.copy_(values).view_as(memory)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None
+
+
+def test_nothing_is_kept_that_a_captured_network_overwrites(sample, problem, monkeypatch):
+    prior, y, draws = problem
+    expected = sample(prior, seen(y), replay(draws))
+    video, eps = torch.empty_like(expected), torch.empty_like(draws[0])
+    networks = prior.decode, prior.eps
+    monkeypatch.setattr(prior, "decode", lambda z: IntoMemory.apply(networks[0](z), video))
+    monkeypatch.setattr(prior, "eps", lambda z_t, t: IntoMemory.apply(networks[1](z_t, t), eps))
+    x_hat = sample(prior, seen(y), replay(draws))
+    video.zero_()  # as the next batch would
+    torch.testing.assert_close(x_hat, expected, atol=1e-6, rtol=0)
