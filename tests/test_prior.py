@@ -51,7 +51,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_weights_of_the_type_that_layers_compute_in_change_nothing(tiny_prior, monkeypatch):
-    monkeypatch.setattr(nn.Module, "compile", lambda module, **options: None)
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda module, options, **_: compiled.append((module, options)))
     prior = load_prior(tiny_prior)
     z, t = torch.randn(2, *prior.latent_shape), torch.tensor([3, 700])
 
@@ -61,6 +62,8 @@ def test_weights_of_the_type_that_layers_compute_in_change_nothing(tiny_prior, m
 
     before = results()
     prior.compile_for_sampling(torch.bfloat16)
+    assert [module for module, _ in compiled] == [prior.dit, prior.vae.decoder]
+    assert all(options["triton.cudagraphs"] for _, options in compiled)
     for network in (prior.dit, prior.vae.decoder):
         layers = [layer for layer in network.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
         assert layers

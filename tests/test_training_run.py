@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch import nn
+from torch._inductor import config as inductor
 
 from vsr_lightning.config import load_config
 from vsr_lightning.data.clip_store import write_store
@@ -225,3 +227,14 @@ def test_other_clips_under_the_same_name_are_refused(tmp_path):
         train(bair)
     with pytest.raises(UserError, match=r"another experiment \(inputs.store\)"):
         export(bair, tmp_path / "exported")
+
+
+def test_a_dit_is_compiled_with_options_that_inductor_has(tiny_prior, tmp_path, monkeypatch):
+    compiled = {}
+    monkeypatch.setattr(nn.Module, "compile", lambda module, options, **_: compiled.update({module: options}))
+    module = run.make_module(experiment("dit", tmp_path, f"training.vae_prior={tiny_prior}"))
+    run.compile_networks(module)
+    assert set(compiled) == {module.dit, module.vae.encoder}
+    assert compiled[module.dit]["realize_reads_threshold"] > inductor.realize_reads_threshold
+    for options in compiled.values():
+        assert all(hasattr(inductor, name) for name in options)

@@ -23,7 +23,7 @@ from vsr_lightning.models.video_dit import VideoDiT
 from vsr_lightning.targets import build
 
 FORMAT = 1
-CUDA_GRAPHS = "triton.cudagraphs"  # of torch.compile's options; nothing on a CPU
+CUDA_GRAPHS = {"triton.cudagraphs": True}  # for torch.compile; nothing on a CPU
 Part = TypeVar("Part", bound=nn.Module)
 
 
@@ -61,12 +61,12 @@ class Prior(nn.Module):
                 would else convert them; those of a folder lose nothing in bf16. Then run the networks under that
                 autocast only, compiled or not.
         """
-        for network in (self.dit, self.vae.decoder):
-            for layer in network.modules():
-                if autocast is not None and isinstance(layer, nn.Linear | nn.Conv2d):
+        if autocast is not None:
+            for layer in (*self.dit.modules(), *self.vae.decoder.modules()):
+                if isinstance(layer, nn.Linear | nn.Conv2d):
                     layer.to(autocast)
-        self.dit.compile(dynamic=False, options={CUDA_GRAPHS: True})
-        compile_convolutions(self.vae.decoder, **{CUDA_GRAPHS: True})
+        self.dit.compile(dynamic=False, options=CUDA_GRAPHS)
+        compile_convolutions(self.vae.decoder, CUDA_GRAPHS)
 
     def encode(self, x: Tensor) -> Tensor:
         """Video (B, F, C, H, W) in [-1, 1] -> normalised posterior mean (B, F, c, h, w)."""

@@ -5,6 +5,8 @@ The decoder is differentiated at every step of posterior sampling, so it works a
 Shapes: B batch, F frames, N = B F, C channels, H W pixels, c latent channels, h = H / 8, w = W / 8.
 """
 
+from collections.abc import Mapping
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -186,9 +188,9 @@ class VAE(nn.Module):
         return self.decode_raw(z * _per_channel(self.latent_std) + _per_channel(self.latent_mean))
 
 
-def compile_convolutions(part: Encoder | Decoder, **options: bool) -> None:
+def compile_convolutions(part: Encoder | Decoder, options: Mapping[str, bool] | None = None) -> None:
     """Compile half of a VAE in place, channels last, which Inductor else forgoes for the few channels of an end."""
-    part.compile(dynamic=False, options={"force_layout_optimization": True, **options})
+    part.compile(dynamic=False, options={"force_layout_optimization": True, **(options or {})})
 
 
 def _per_channel(values: Tensor) -> Tensor:
