@@ -268,6 +268,15 @@ def test_what_goes_wrong_in_writing_ends_the_sweep(batch, tiny_prior, tmp_path, 
     assert len(written_rows(sweep(experiment(tiny_prior, tmp_path)))) == ITEMS
 
 
+@pytest.fixture
+def heeds_ctrl_c():
+    """As in a terminal: what a shell runs in the background ignores SIGINT, and so would the tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
 @pytest.mark.parametrize("batch", [0, 2])  # of three; for the last one the run is waiting
 def test_ctrl_c_while_a_batch_is_written_loses_none_that_was_sampled(batch, tiny_prior, tmp_path, monkeypatch):
     save_restored, saved = videos.save_restored, []
