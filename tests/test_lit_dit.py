@@ -19,7 +19,7 @@ def tiny_module(prediction="v", seed=0, **training):
     torch.manual_seed(0)
     vae = VAE(latent_channels=4, widths=[8, 8, 8], encoder_blocks=[1, 1, 1], decoder_blocks=[1, 1, 1])
     dit = VideoDiT(latent_channels=4, num_frames=2, width=32, depth=1, heads=2, prediction=prediction)
-    options = {"stage": "dit", "check_steps": 2, "warmup_steps": 1, "decay_steps": 0} | training
+    options = {"stage": "dit", "check_steps": 2, "warmup_steps": 1, "decay_steps": 0, "log_every": 1} | training
     return LitDiT(dit, vae, LinearSchedule(1000), Training(**options), seed)
 
 

@@ -31,7 +31,7 @@ def tiny_vae():
 
 
 def test_loss_is_mse_plus_weighted_kl(monkeypatch):
-    module = LitVAE(StubVAE(), Training(kl_weight=0.5), seed=3)
+    module = LitVAE(StubVAE(), Training(kl_weight=0.5, log_every=1), seed=3)
     logged = {}
     monkeypatch.setattr(module, "log_dict", logged.update)
     x = torch.randn(2, 3, 1, 8, 8, generator=torch.manual_seed(0))

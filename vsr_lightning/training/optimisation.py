@@ -1,10 +1,12 @@
 """What the training of both networks shares: the optimiser, its learning rate, and noise that a resumed run repeats."""
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
+from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from vsr_lightning.experiment import Training
@@ -18,13 +20,23 @@ class LitNetwork(L.LightningModule):
         super().__init__()
         self.training_options, self.seed = training, seed
 
+    def log_losses(self, values: Callable[[], dict[str, Tensor]]) -> None:
+        """Log what `values` gives, at the steps that reach the logger.
+
+        Lightning's bookkeeping takes the host some milliseconds, and where two GPUs share a batch they wait for it.
+        """
+        if (self.global_step + 1) % self.training_options.log_every == 0:
+            with torch.no_grad():
+                self.log_dict(values())
+
     def configure_optimizers(self) -> Any:
         return configure_optimizer(self, self.training_options)
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        clip_and_log_gradients(self, gradient_clip_val)
+        norm = clip_gradients(self, gradient_clip_val)
+        self.log_losses(lambda: {"train/grad_norm": norm})
 
 
 def configure_optimizer(module: L.LightningModule, training: Training) -> Any:
@@ -46,10 +58,9 @@ def configure_optimizer(module: L.LightningModule, training: Training) -> Any:
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def clip_and_log_gradients(module: L.LightningModule, max_norm: float | None) -> None:
-    """Clip by global norm, and log the norm before. Lightning's own clipping refuses a fused optimiser under bf16."""
-    norm = torch.nn.utils.clip_grad_norm_(module.parameters(), max_norm or torch.inf)
-    module.log("train/grad_norm", norm)
+def clip_gradients(module: L.LightningModule, max_norm: float | None) -> Tensor:
+    """Clip by global norm; returns the norm before. Lightning's own clipping refuses a fused optimiser under bf16."""
+    return torch.nn.utils.clip_grad_norm_(module.parameters(), max_norm or torch.inf)
 
 
 def lr_factor(step: int, training: Training) -> float:
