@@ -6,11 +6,14 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.loggers.logger import DummyLogger
 from torch.utils.data import DataLoader
 
 from vsr_lightning import files
+from vsr_lightning.experiment import Training
 from vsr_lightning.training import callbacks
-from vsr_lightning.training.callbacks import EMA, LastCheckpoint, Pictures, Throughput, film_strip
+from vsr_lightning.training.callbacks import EMA, LastCheckpoint, LossLog, Pictures, Throughput, film_strip
+from vsr_lightning.training.optimisation import LitNetwork
 
 
 class Counting(L.LightningModule):
@@ -157,7 +160,7 @@ def test_throughput_counts_training_over_resumed_parts_and_no_validation(monkeyp
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(callbacks.time, "monotonic", lambda: clock.now)
     logged = []
-    module = SimpleNamespace(log=lambda name, value, **_: logged.append((name, value)))
+    module = SimpleNamespace(log=lambda name, value, **_: logged.append((name, value)), step_metrics={})
     trainer = SimpleNamespace(world_size=2, global_step=0)
 
     def train(throughput, steps):
@@ -179,6 +182,68 @@ def test_throughput_counts_training_over_resumed_parts_and_no_validation(monkeyp
     assert second.seconds == 12
     # Steps 2, 4, 6 and 8: 3 clips on 2 devices every 2 seconds.
     assert logged == [("train/videos_per_s", 3.0)] * 4
+
+
+class Recorder(DummyLogger):
+    def __init__(self):
+        super().__init__()
+        self.losses = {}
+
+    def log_metrics(self, metrics, step=None):
+        assert metrics["train/grad_norm"] > 0
+        self.losses.setdefault(step, []).append(metrics["train/loss"])
+
+
+class Losing(LitNetwork):
+    """Its loss at each step, counted from 0, is a little more than the step."""
+
+    def __init__(self):
+        super().__init__(Training(log_every=3, warmup_steps=1), seed=0)
+        self.layer = torch.nn.Linear(1, 1)
+        self.kept = []
+
+    def training_step(self, x, batch_idx):
+        loss = self.global_step + 0.01 * self.layer(x).square().mean()
+        self.keep_for_log(lambda: self.kept.append(self.global_step) or {"train/loss": loss})
+        return loss
+
+
+def train_losing(steps, *used, ckpt_path=None):
+    """The losses logged by step, and the steps of which any were kept. An epoch has 7 steps."""
+    module, logger = Losing(), Recorder()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        max_epochs=-1,
+        callbacks=[LossLog(every=3), *used],
+        logger=logger,
+        log_every_n_steps=3,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, DataLoader(torch.ones(7, 1)), ckpt_path=ckpt_path)
+    logged = {step: [int(loss) for loss in losses] for step, losses in logger.losses.items()}
+    return logged, module.kept
+
+
+def test_only_every_third_step_is_kept_and_logged_and_each_as_itself():
+    assert train_losing(13) == ({2: [2], 5: [5], 8: [8], 11: [11]}, [2, 5, 8, 11])
+
+
+def test_a_step_at_which_training_is_stopped_is_not_logged_with_the_losses_of_another():
+    class Stop(L.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            trainer.should_stop = trainer.global_step == 8
+
+    assert train_losing(100, Stop()) == ({2: [2], 5: [5]}, [2, 5])
+
+
+@pytest.mark.parametrize(("saved_at", "logged"), [(5, {5: [5], 8: [8]}), (6, {5: [5], 8: [8]}), (9, {8: [8]})])
+def test_a_resumed_training_logs_what_the_checkpoint_may_have_been_too_late_for(tmp_path, saved_at, logged):
+    path = tmp_path / "last.ckpt"
+    train_losing(saved_at, LastCheckpoint(path, every=100, experiment={}))
+    assert train_losing(10, ckpt_path=path)[0] == logged
 
 
 def test_film_strip_puts_frames_side_by_side():

@@ -36,7 +36,7 @@ def logged(monkeypatch):
 
 
 @pytest.mark.parametrize("prediction", ["v", "eps"])
-def test_loss_of_a_network_that_predicts_zero(prediction, logged):
+def test_loss_of_a_network_that_predicts_zero(prediction):
     module, x = tiny_module(prediction, seed=5), clips()
     torch.nn.init.zeros_(module.dit.final.bias)  # its weight is zero already: the prediction is 0
     loss = module.training_step(x, 0)
@@ -49,11 +49,11 @@ def test_loss_of_a_network_that_predicts_zero(prediction, logged):
     target = eps if prediction == "eps" else alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * z0
     per_sample = target.square().mean(dim=(1, 2, 3, 4))
     torch.testing.assert_close(loss.detach(), per_sample.mean())
-    torch.testing.assert_close(logged["train/loss"], per_sample.mean())
+    torch.testing.assert_close(module.step_metrics["train/loss"], per_sample.mean())
     for level in range(4):  # loss by quarters of t
         members = per_sample[(t >= 250 * level) & (t < 250 * (level + 1))]
         expected = members.mean() if len(members) else torch.tensor(0.0)
-        torch.testing.assert_close(logged[f"train/loss_t{level}"], expected)
+        torch.testing.assert_close(module.step_metrics[f"train/loss_t{level}"], expected)
 
 
 def test_timesteps_are_uniform_one_by_one_and_spread_together():
@@ -87,7 +87,7 @@ def test_training_draws_the_timesteps_that_are_asked_for_and_validation_uniform_
     assert asked == ["logit_normal", "uniform"]
 
 
-def test_a_network_that_knows_the_noise_has_no_loss(logged, monkeypatch):
+def test_a_network_that_knows_the_noise_has_no_loss(monkeypatch):
     module, x = tiny_module("eps"), clips()
     z0 = module.vae.encode(x)
 

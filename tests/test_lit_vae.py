@@ -30,18 +30,16 @@ def tiny_vae():
     return VAE(latent_channels=4, widths=[8, 8, 8], encoder_blocks=[1, 1, 1], decoder_blocks=[1, 1, 1])
 
 
-def test_loss_is_mse_plus_weighted_kl(monkeypatch):
+def test_loss_is_mse_plus_weighted_kl():
     module = LitVAE(StubVAE(), Training(kl_weight=0.5, log_every=1), seed=3)
-    logged = {}
-    monkeypatch.setattr(module, "log_dict", logged.update)
     x = torch.randn(2, 3, 1, 8, 8, generator=torch.manual_seed(0))
     loss = module.training_step(x, 0)
     noise = torch.randn(x.shape, generator=step_generator(module, 3))
     mse = 4 * torch.exp(torch.tensor(-2.0)) * noise.square().mean()
     kl = 0.5 * ((x / 2).square() + torch.exp(torch.tensor(-2.0)) - 1 + 2).mean()
     torch.testing.assert_close(loss.detach(), mse + 0.5 * kl)
-    torch.testing.assert_close(logged["train/mse"].detach(), mse)
-    torch.testing.assert_close(logged["train/kl"].detach(), kl)
+    torch.testing.assert_close(module.step_metrics["train/mse"].detach(), mse)
+    torch.testing.assert_close(module.step_metrics["train/kl"].detach(), kl)
 
 
 def test_validation_scores_the_posterior_mean(monkeypatch):

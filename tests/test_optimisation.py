@@ -1,20 +1,12 @@
-"""The learning rate's course, what decays, noise that a resumed run repeats, clipping, and which steps are logged."""
+"""The learning rate's course, what decays, noise that a resumed run repeats, and gradient clipping."""
 
 from types import SimpleNamespace
 
-import lightning as L
 import pytest
 import torch
-from lightning.pytorch.loggers.logger import DummyLogger
 
 from vsr_lightning.experiment import Training
-from vsr_lightning.training.optimisation import (
-    LitNetwork,
-    clip_gradients,
-    configure_optimizer,
-    lr_factor,
-    step_generator,
-)
+from vsr_lightning.training.optimisation import clip_gradients, configure_optimizer, lr_factor, step_generator
 
 
 @pytest.mark.parametrize(
@@ -77,29 +69,3 @@ def test_gradients_are_clipped_and_the_norm_before_is_returned(max_norm, expecte
     module.weight.grad = torch.tensor([[3.0, 4.0]])
     assert clip_gradients(module, max_norm).item() == pytest.approx(5.0)
     torch.testing.assert_close(module.weight.grad, torch.tensor([expected]), atol=1e-5, rtol=0)
-
-
-def test_losses_are_gathered_at_the_steps_that_lightning_logs_and_at_no_other():
-    class Network(LitNetwork):
-        def __init__(self):
-            super().__init__(Training(log_every=3, warmup_steps=1), seed=0)
-            self.layer = torch.nn.Linear(1, 1)
-
-        def training_step(self, x, batch_idx):
-            loss = self.layer(x).square().mean() + batch_idx
-            self.log_losses(lambda: gathered.append(batch_idx) or {"train/loss": loss})
-            losses.append(loss.item())
-            return loss
-
-    class Recorder(DummyLogger):
-        def log_metrics(self, metrics, step):
-            if "train/loss" in metrics:
-                assert metrics["train/grad_norm"] > 0
-                logged[step] = metrics["train/loss"]
-
-    gathered, losses, logged = [], [], {}
-    options = {"accelerator": "cpu", "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = L.Trainer(**options, enable_model_summary=False, logger=Recorder(), max_steps=8, log_every_n_steps=3)
-    trainer.fit(Network(), torch.utils.data.DataLoader(torch.rand(20, 1)))
-    assert gathered == [2, 5]
-    assert logged == {2: pytest.approx(losses[2]), 5: pytest.approx(losses[5])}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vsr_lightning import files, wandb_logger
 from vsr_lightning.data.clips import to_uint8
+from vsr_lightning.training.optimisation import LitNetwork
 
 
 class EMA(WeightAveraging):
@@ -83,34 +84,42 @@ class LastCheckpoint(Callback):
             trainer.save_checkpoint(path)  # every rank takes part, the first one writes
 
 
-class GaplessLog(Callback):
-    """Lets the loss curve of a killed and resumed training have no gap.
+class LossLog(Callback):
+    """Logs what the module kept of every so many steps, without a gap where a training is killed and resumed.
 
     The last step before a checkpoint is logged after it, so the checkpoint keeps its metrics, and the resumed run logs
     them (perhaps again). Those of earlier steps are on disk before the checkpoint is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, every: int) -> None:
+        self.every = every
         self._last: dict[str, float] = {}
 
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: LitNetwork, *_: Any) -> None:  # type: ignore[override]
+        if trainer.global_step % self.every == 0:
+            self._last = {name: float(value) for name, value in pl_module.step_metrics.items()}
+            pl_module.step_metrics = {}
+            self._log(trainer)
+
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        logged = trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
-        losses = trainer.callback_metrics if logged else {}
-        checkpoint["last_log"] = {name: float(value) for name, value in losses.items() if name.startswith("train/")}
+        checkpoint["last_log"] = self._last if trainer.global_step % self.every == 0 else {}
         wandb_logger.wait_for_log(trainer.logger)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self._last = checkpoint.get("last_log", {})
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._log(trainer)
+
+    def _log(self, trainer: L.Trainer) -> None:
         if self._last and trainer.logger is not None:
             trainer.logger.log_metrics(self._last, step=trainer.global_step - 1)
 
 
 class Throughput(Callback):
-    """Logs videos/s, and counts the seconds of training over all resumed parts; ends it when `max_seconds` are up.
+    """Measures videos/s, and counts the seconds of training over all resumed parts; ends it when `max_seconds` are up.
 
-    The first step of each part compiles the networks, and does not count.
+    The first step of each part compiles the networks, and does not count. To come before `LossLog`.
     """
 
     def __init__(self, every: int, max_seconds: float = 0.0) -> None:
@@ -123,8 +132,8 @@ class Throughput(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._mark, self._videos, self._since = None, 0, self.seconds
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Tensor, batch_idx: int
+    def on_train_batch_end(  # type: ignore[override]
+        self, trainer: L.Trainer, pl_module: LitNetwork, outputs: Any, batch: Tensor, batch_idx: int
     ) -> None:
         now = time.monotonic()
         if self._mark is not None:
@@ -133,7 +142,8 @@ class Throughput(Callback):
         self._mark = now
         if trainer.global_step % self.every == 0 and self._videos:
             rate = self._videos / (self.seconds - self._since)
-            pl_module.log("train/videos_per_s", rate, prog_bar=True, rank_zero_only=True)
+            pl_module.log("train/videos_per_s", rate, prog_bar=True, logger=False, rank_zero_only=True)
+            pl_module.step_metrics["train/videos_per_s"] = rate
             self._videos, self._since = 0, self.seconds
         if self.max_seconds and (trainer.world_size == 1 or trainer.global_step % 10 == 0):
             # Clocks differ: rank 0 decides for all.

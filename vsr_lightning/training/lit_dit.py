@@ -58,7 +58,7 @@ class LitDiT(LitNetwork):
 
     def training_step(self, x: Tensor, batch_idx: int) -> Tensor:
         loss, t = self._losses(x, step_generator(self, self.seed), self.training_options.timesteps)
-        self.log_losses(lambda: {"train/loss": loss.mean(), **self._by_noise_level("train", loss, t)})
+        self.keep_for_log(lambda: {"train/loss": loss.mean(), **self._by_noise_level("train", loss, t)})
         return loss.mean()
 
     def validation_step(self, x: Tensor, batch_idx: int) -> None:

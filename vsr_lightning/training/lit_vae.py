@@ -22,7 +22,7 @@ class LitVAE(LitNetwork):
         reconstruction = self.vae.decode_raw(mean + (log_variance / 2).exp() * noise)
         mse = (reconstruction - x).square().mean()
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-        self.log_losses(lambda: {"train/mse": mse, "train/kl": kl})
+        self.keep_for_log(lambda: {"train/mse": mse, "train/kl": kl})
         return mse + self.training_options.kl_weight * kl
 
     def validation_step(self, x: Tensor, batch_idx: int) -> None:

@@ -19,15 +19,17 @@ class LitNetwork(L.LightningModule):
     def __init__(self, training: Training, seed: int) -> None:
         super().__init__()
         self.training_options, self.seed = training, seed
+        self.step_metrics: dict[str, Tensor | float] = {}  # what `LossLog` has not logged yet
 
-    def log_losses(self, values: Callable[[], dict[str, Tensor]]) -> None:
-        """Log what `values` gives, at the steps that reach the logger.
+    def keep_for_log(self, values: Callable[[], dict[str, Tensor]]) -> None:
+        """Leave what `values` gives to `LossLog`, at the steps that it logs.
 
-        Lightning's bookkeeping takes the host some milliseconds, and where two GPUs share a batch they wait for it.
+        Not by `self.log`: Lightning would keep account of each value at every step, and log the last ones once more,
+        as those of another step, when a training is stopped.
         """
         if (self.global_step + 1) % self.training_options.log_every == 0:
             with torch.no_grad():
-                self.log_dict(values())
+                self.step_metrics |= {name: value.detach() for name, value in values().items()}
 
     def configure_optimizers(self) -> Any:
         return configure_optimizer(self, self.training_options)
@@ -36,7 +38,7 @@ class LitNetwork(L.LightningModule):
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         norm = clip_gradients(self, gradient_clip_val)
-        self.log_losses(lambda: {"train/grad_norm": norm})
+        self.keep_for_log(lambda: {"train/grad_norm": norm})
 
 
 def configure_optimizer(module: L.LightningModule, training: Training) -> Any:

@@ -16,7 +16,7 @@ from vsr_lightning.models.schedule import LinearSchedule
 from vsr_lightning.models.vae import VAE, compile_convolutions
 from vsr_lightning.models.video_dit import VideoDiT
 from vsr_lightning.targets import build
-from vsr_lightning.training.callbacks import EMA, GaplessLog, LastCheckpoint, Pictures, Progress, Throughput
+from vsr_lightning.training.callbacks import EMA, LastCheckpoint, LossLog, Pictures, Progress, Throughput
 from vsr_lightning.training.lit_dit import CHECK_START, LitDiT
 from vsr_lightning.training.lit_vae import LitVAE, measure_latents
 
@@ -175,8 +175,8 @@ def make_trainer(experiment: Experiment, folder: Path, checkpoint: Path) -> L.Tr
     logger = wandb_logger.make_logger(experiment, folder, f"train-{training.stage}", tags=[dataset])
     callbacks: list[L.Callback] = [
         EMA(training.ema_decay),
-        GaplessLog(),
         Throughput(training.log_every, training.max_seconds),
+        LossLog(training.log_every),
         Pictures(),
         LastCheckpoint(checkpoint, training.save_every, checkpoint_identity(experiment), options.max_minutes),
     ]
