@@ -71,3 +71,16 @@ def test_without_the_package_it_says_how_to_get_it(monkeypatch, capsys):
     assert dashboard.main(["logging.entity=lab"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "pip install -c constraints.txt -e '.[dashboard]'" in line
+
+
+def test_what_wandb_refuses_is_one_line(monkeypatch, capsys):
+    import wandb
+
+    def refuse(*_):
+        raise wandb.errors.CommError("no route\nto host")
+
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setattr(wandb, "Api", refuse)
+    assert dashboard.main([]) == 2
+    assert capsys.readouterr().err == "error: W&B: no route to host\n"

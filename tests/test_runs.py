@@ -27,6 +27,18 @@ def test_a_run_folder_of_another_configuration_is_refused(tiny_prior, tmp_path):
     assert snapshot(folder) == before
 
 
+def test_going_on_with_other_code_is_told(tiny_prior, tmp_path, capsys):
+    command = experiment(tiny_prior, tmp_path, "grid.num_frames=[1]", "grid.noises=1", "grid.videos=1")
+    path = sweep(command) / "meta.json"
+    sweep(command)
+    assert "other code" not in capsys.readouterr().err
+    meta = json.loads(path.read_text())
+    meta["resumed"][-1]["git"] = "abc123"
+    path.write_text(json.dumps(meta))
+    sweep(command)
+    assert f"frame_count: so far made by other code (abc123); now by {meta['git']}" in capsys.readouterr().err
+
+
 def test_a_folder_from_before_a_key_goes_on(tiny_prior, tmp_path, restored_sizes):
     command = experiment(tiny_prior, tmp_path)
     path = sweep(command) / "config.yaml"

@@ -66,19 +66,24 @@ def main(overrides: list[str] | None = None) -> int:
         experiment = load_config("experiments/base.yaml", sys.argv[1:] if overrides is None else overrides)
         if wandb_logger.logging_mode(experiment) != "online":
             raise UserError("logging.mode: a dashboard needs a W&B API key; run `wandb login`, or set WANDB_API_KEY")
-        view = workspace(experiment.logging.entity or _default_entity(), experiment.logging.project)
-        view.save()
+        url = _save(experiment.logging.entity, experiment.logging.project)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(view.url)
+    print(url)
     return 0
 
 
-def _default_entity() -> str:
+def _save(entity: str, project: str) -> str:
+    """Save the workspace; returns its address. Raises UserError."""
     import wandb
 
-    return wandb.Api().default_entity or ""
+    try:
+        view = workspace(entity or wandb.Api().default_entity or "", project)
+        view.save()
+    except wandb.errors.Error as error:  # of the key, the network, the project
+        raise UserError(f"W&B: {' '.join(str(error).split())}") from None
+    return view.url
 
 
 if __name__ == "__main__":

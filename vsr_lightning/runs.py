@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,9 @@ def open_run(experiment: Experiment, kind: str, inputs: dict[str, str]) -> Path:
             files.write_text(folder / "config.yaml", to_yaml(experiment))
         meta = _read_meta(folder / "meta.json")
         go = {"command": command_line(), "started": now(), **describe_machine(), "precision": precision(experiment)}
+        before = [meta, *meta.get("resumed", [])][-1].get("git", go["git"])
+        if before != go["git"]:
+            print(f"{folder}: so far made by other code ({before}); now by {go['git']}", file=sys.stderr)
         resumed = {**meta, "resumed": [*meta.get("resumed", []), go]}
         files.write_json(folder / "meta.json", resumed if meta else {"kind": kind, **go, "inputs": inputs})
     return folder

@@ -39,36 +39,51 @@ def make_logger(
 ) -> WandbLogger | None:
     """W&B: online where an API key is at hand, else offline with a line that says how to upload. Never prompts.
 
-    Runs are grouped by data set; `job_type` and `tags` tell them apart, and what they were made of. Their config is the
-    experiment, code version, packages, hardware, and the `card` of the prior they use, without its latent statistics.
+    Where nobody asked for `online` and W&B refuses the key or cannot be reached, it is offline, too, with a line that
+    says why. Runs are grouped by data set; `job_type` and `tags` tell them apart, and what they were made of. Their
+    config is the experiment, code version, packages, hardware, and the `card` of the prior they use, without its latent
+    statistics. Raises UserError.
     """
     mode = logging_mode(experiment)
     if mode == "disabled":
         return None
+    import wandb
+
     os.environ.setdefault("WANDB_SILENT", "true")
-    # One W&B run for one run folder: a resumed run goes on in the same charts.
-    run_id = f"{experiment.name}-{_folder_token(folder)}".replace("/", "-")
     config = {**dataclasses.asdict(experiment), **describe_machine()}
     if card is not None:
         config["prior_card"] = {key: value for key, value in card.items() if key != "latent"}
-    logger = WandbLogger(
-        name=experiment.name,
-        group=experiment.data["target"].rpartition(".")[2],  # what may be compared
-        job_type=job_type,
-        tags=[tag[:MAX_TAG] for tag in tags],
-        save_dir=str(folder.absolute()),  # W&B's service may have been started in another folder
-        id=run_id,
-        resume="allow" if mode == "online" else None,
-        project=experiment.logging.project,
-        entity=experiment.logging.entity or None,
-        offline=mode == "offline",
-        config=config,
-        settings={"x_transaction_log_flush_interval": LOG_INTERVAL},
-    )
-    logger._wandb_init.pop("anonymous", None)  # Lightning passes None, of which W&B warns
-    if rank() == 0:
-        print(_how_to_read(logger))
-    return logger
+
+    def make(mode: str) -> WandbLogger:
+        logger = WandbLogger(
+            name=experiment.name,
+            group=experiment.data["target"].rpartition(".")[2],  # what may be compared
+            job_type=job_type,
+            tags=[tag[:MAX_TAG] for tag in tags],
+            save_dir=str(folder.absolute()),  # W&B's service may have been started in another folder
+            # One W&B run for one run folder: a resumed run goes on in the same charts.
+            id=f"{experiment.name}-{_folder_token(folder)}".replace("/", "-"),
+            resume="allow" if mode == "online" else None,
+            project=experiment.logging.project,
+            entity=experiment.logging.entity or None,
+            offline=mode == "offline",
+            config=config,
+            settings={"x_transaction_log_flush_interval": LOG_INTERVAL},
+        )
+        logger._wandb_init.pop("anonymous", None)  # Lightning passes None, of which W&B warns
+        if rank() == 0:
+            print(_how_to_read(logger))  # begins the W&B run
+        return logger
+
+    try:
+        return make(mode)
+    except wandb.errors.Error as error:  # of the key, the network, the project
+        failure = " ".join(str(error).split())  # on one line
+    if mode == "offline" or experiment.logging.mode == "online":
+        raise UserError(f"W&B: {failure}; mend that, or set logging.mode=disabled")
+    print(f"W&B: {failure}; logging offline", file=sys.stderr)
+    wandb.teardown()  # its process holds on to the name of the run
+    return make("offline")
 
 
 def wait_for_log(logger: Any) -> None:

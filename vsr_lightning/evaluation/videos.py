@@ -260,14 +260,14 @@ def write_gif(clip: Mapping[str, Any], path: Path, min_height: int = 192, millis
     observed = clip["observed"] * seen[:, None, None, None].astype(np.uint8)
     height = truth.shape[1] * math.ceil(min_height / truth.shape[1])
     panels = [_enlarge(frames, height) for frames in (observed, clip["restored"], truth)]
-    gap = np.full((len(truth), height, 4, 3), 255, np.uint8)
+    gap = np.full((len(truth), height, 4, truth.shape[-1]), 255, np.uint8)
     strip = np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=2)
-    first, *others = [Image.fromarray(frame) for frame in strip]
+    # Of grey frames a GIF holds all shades as they are; a palette for colours takes most of the time.
+    first, *others = [Image.fromarray(frame.squeeze(-1) if frame.shape[-1] == 1 else frame) for frame in strip]
     first.save(path, save_all=True, append_images=others, duration=milliseconds, loop=0)
 
 
 def _enlarge(frames: np.ndarray, height: int) -> np.ndarray:
-    """Repeat pixels up to `height` rows; one channel becomes three: (F, h, w, C) to (F, height, width, 3)."""
+    """Repeat pixels up to `height` rows: (F, h, w, C) to (F, height, width, C)."""
     factor = height // frames.shape[1]
-    enlarged = frames.repeat(factor, axis=1).repeat(factor, axis=2)
-    return np.broadcast_to(enlarged, (*enlarged.shape[:3], 3))
+    return frames.repeat(factor, axis=1).repeat(factor, axis=2)
