@@ -45,7 +45,7 @@ ARROWS = {
     "figures": set(),
 }
 LIGHTNING = ("data/", "training/", "inference/lit_vsr.py", "evaluation/restoring.py", "processes.py", "wandb_logger.py")
-WANDB = ("evaluation/wandb_run.py", "dashboard.py")
+WANDB = ("evaluation/wandb_run.py", "dashboard.py", "wandb_logger.py")
 WANDB_LOGGER = ("wandb_logger.py",)
 
 
