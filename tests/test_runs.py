@@ -27,6 +27,16 @@ def test_a_run_folder_of_another_configuration_is_refused(tiny_prior, tmp_path):
     assert snapshot(folder) == before
 
 
+def test_rows_without_their_configuration_are_not_gone_on_with(tiny_prior, tmp_path):
+    command = experiment(tiny_prior, tmp_path, "grid.num_frames=[1]", "grid.noises=1", "grid.videos=1")
+    folder = sweep(command)
+    (folder / "config.yaml").unlink()
+    before = snapshot(folder)
+    with pytest.raises(UserError, match=r"config.yaml: is missing, and rows .* name=frame_count-2"):
+        sweep(command)
+    assert snapshot(folder) == before
+
+
 def test_going_on_with_other_code_is_told(tiny_prior, tmp_path, capsys):
     command = experiment(tiny_prior, tmp_path, "grid.num_frames=[1]", "grid.noises=1", "grid.videos=1")
     path = sweep(command) / "meta.json"

@@ -34,6 +34,11 @@ def find_run(experiment: Experiment, kind: str, inputs: dict[str, str]) -> Path:
     folder = experiment.folder
     if (folder / "config.yaml").exists():
         _check_same_run(folder, experiment, kind, _read_meta(folder / "meta.json"), inputs)
+    elif any(path.stat().st_size for path in folder.glob("rows/*.jsonl")):  # it is written before any row
+        raise UserError(
+            f"{folder / 'config.yaml'}: is missing, and rows do not say all that they were made with; put it back from "
+            f"a copy, or start a new run with name={experiment.name}-2"
+        )
     return folder
 
 
