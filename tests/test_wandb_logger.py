@@ -20,7 +20,7 @@ def runs_begun(monkeypatch, tmp_path):
     def init(**options):
         modes.append(os.environ.get("WANDB_MODE"))  # Lightning's way of telling it
         if modes[-1] != "dryrun":
-            raise wandb.errors.CommError("no route to host,\nafter 3 tries")
+            raise wandb.errors.CommError("no route to host\nafter 3 tries")
         return SimpleNamespace(url=None, dir=str(tmp_path / "offline-run" / "files"), id="run")
 
     monkeypatch.setattr(wandb, "init", init)
@@ -40,13 +40,11 @@ def test_without_a_network_it_logs_offline_and_says_why(runs_begun, tmp_path, ca
     assert logger.experiment.id == "run"
     assert runs_begun == [None, "teardown", "dryrun"]
     output = capsys.readouterr()
-    assert output.err == "W&B: no route to host, after 3 tries; logging offline\n"
+    assert output.err == "W&B: no route to host; logging offline\n"
     assert "wandb sync" in output.out
 
 
 def test_whoever_asks_for_online_gets_it_or_one_line(runs_begun, tmp_path):
-    with pytest.raises(
-        UserError, match="W&B: no route to host, after 3 tries; mend that, or set logging.mode=disabled"
-    ):
+    with pytest.raises(UserError, match="W&B: no route to host; mend that, or set logging.mode=disabled"):
         wandb_logger.make_logger(experiment("online"), tmp_path, "sweep")
     assert runs_begun == [None]

@@ -9,7 +9,7 @@ from typing import Any
 
 from vsr_lightning import wandb_logger
 from vsr_lightning.config import load_config
-from vsr_lightning.errors import UserError
+from vsr_lightning.errors import UserError, first_line
 
 NAME = "Video super-resolution"
 # Section: panels, each a title, a regular expression of the metrics, and the metric of the x axis.
@@ -82,7 +82,7 @@ def _save(entity: str, project: str) -> str:
         view = workspace(entity or wandb.Api().default_entity or "", project)
         view.save()
     except wandb.errors.Error as error:  # of the key, the network, the project
-        raise UserError(f"W&B: {' '.join(str(error).split())}") from None
+        raise UserError(f"W&B: {first_line(error)}") from None
     return view.url
 
 

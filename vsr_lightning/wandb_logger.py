@@ -13,7 +13,7 @@ from typing import Any
 from lightning.pytorch.loggers import WandbLogger
 
 from vsr_lightning import files
-from vsr_lightning.errors import UserError
+from vsr_lightning.errors import UserError, first_line
 from vsr_lightning.experiment import Experiment
 from vsr_lightning.processes import rank
 from vsr_lightning.provenance import describe_machine
@@ -39,8 +39,8 @@ def make_logger(
 ) -> WandbLogger | None:
     """W&B: online where an API key is at hand, else offline with a line that says how to upload. Never prompts.
 
-    Where nobody asked for `online` and W&B refuses the key or cannot be reached, it is offline, too, with a line that
-    says why. Runs are grouped by data set; `job_type` and `tags` tell them apart, and what they were made of. Their
+    Where W&B refuses the key or cannot be reached, it is offline, too, with a line that says why, unless `logging.mode`
+    is `online`. Runs are grouped by data set; `job_type` and `tags` tell them apart, and what they were made of. Their
     config is the experiment, code version, packages, hardware, and the `card` of the prior they use, without its latent
     statistics. Raises UserError.
     """
@@ -78,7 +78,7 @@ def make_logger(
     try:
         return make(mode)
     except wandb.errors.Error as error:  # of the key, the network, the project
-        failure = " ".join(str(error).split())  # on one line
+        failure = first_line(error)
     if mode == "offline" or experiment.logging.mode == "online":
         raise UserError(f"W&B: {failure}; mend that, or set logging.mode=disabled")
     print(f"W&B: {failure}; logging offline", file=sys.stderr)
