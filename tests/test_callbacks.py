@@ -182,6 +182,7 @@ def test_throughput_counts_training_over_resumed_parts_and_no_validation(monkeyp
     assert second.seconds == 12
     # Steps 2, 4, 6 and 8: 3 clips on 2 devices every 2 seconds.
     assert logged == [("train/videos_per_s", 3.0)] * 4
+    assert module.step_metrics == {"train/videos_per_s": 3.0}, "what LossLog takes to the logger"
 
 
 class Recorder(DummyLogger):

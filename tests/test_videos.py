@@ -175,6 +175,16 @@ def test_what_no_row_measures_is_dropped(tmp_path):
     assert [(c["video"], c["restored"].max()) for c in read_clips(tmp_path)] == [(0, 0), (2, 9)]
 
 
+def test_gif_keeps_colours(tmp_path):
+    red, blue = (np.broadcast_to(np.array(colour, np.uint8), (2, 64, 64, 3)) for colour in ([250, 0, 0], [0, 0, 250]))
+    path = tmp_path / "clip.gif"
+    write_gif({"observed": red[:, :8, :8], "restored": blue, "truth": red, "frames": [0, 1]}, path)
+    with Image.open(path) as gif:
+        picture = np.asarray(gif.convert("RGB"), dtype=int)
+    shown = [picture[96, x] for x in (96, 192 + 4 + 96, 2 * (192 + 4) + 96)]
+    np.testing.assert_allclose(shown, [[250, 0, 0], [0, 0, 250], [250, 0, 0]], atol=8)  # a palette of 256
+
+
 def test_gif_shows_observed_restored_truth(tmp_path):
     frames = 3
     truth = np.zeros((frames, 64, 64, 1), np.uint8)
