@@ -18,6 +18,7 @@ from vsr_lightning.evaluation.results import (
     column_mean,
     item_key,
     measured_columns,
+    normalise,
     read_rows,
     read_table,
     write_means,
@@ -52,6 +53,18 @@ def test_item_key_survives_json_and_csv(tmp_path):
     (from_json,), (from_csv,) = read_rows(tmp_path), read_table(tmp_path / "results.csv")
     assert item_key(row) == item_key(from_json) == item_key(from_csv)
     assert item_key(row) != item_key(row | {"seed": 2**40 + 2})
+
+
+def test_equal_values_of_other_types_keep_their_spelling():
+    """Whichever comes first: what is remembered of one must not stand for another."""
+    cases = [
+        *[(True, "True"), (False, "False"), ("True", "'True'"), (math.nan, "'nan'"), ("nan", "'nan'"), (None, "''")],
+        *((value, "0") for value in (0, 0.0, -0.0, "0", np.float32(0))),
+        *((value, "1") for value in (1, 1.0, "1", np.int64(1))),
+        *((value, "0.02") for value in (0.02, "0.02", np.float32(0.02))),
+    ]
+    for value, spelling in [*cases, *reversed(cases)]:
+        assert repr(normalise(value)) == spelling
 
 
 # Rows

@@ -11,6 +11,7 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -50,12 +51,21 @@ def normalise(value: Any) -> int | float | str:
     """The same value for 2, 2.0, "2" and np.float32(2), so that keys survive JSON, CSV and tensors."""
     if hasattr(value, "item"):  # a scalar of NumPy or PyTorch
         value = value.item()
+    if isinstance(value, int):
+        return value
+    if isinstance(value, float | str):
+        return _normalise(value)
+    return "" if value is None else str(value)
+
+
+@lru_cache(maxsize=4096)  # keys repeat few values
+def _normalise(value: float | str) -> int | float | str:
     if isinstance(value, str):
         value = _parse(value)
     if value is None:
         return ""
     if not isinstance(value, float):
-        return value if isinstance(value, int) else str(value)
+        return value
     if not math.isfinite(value):
         return str(value)  # nan is not equal to itself, "nan" is
     # Six digits: 0.02 in float32 is 0.0199999995 in float64.
