@@ -11,6 +11,7 @@ from vsr_lightning.config import load_config
 from vsr_lightning.data.clips import to_video
 from vsr_lightning.degradation.downsample import Downsample
 from vsr_lightning.errors import UserError
+from vsr_lightning.evaluation import grid
 from vsr_lightning.evaluation.grid import (
     GridDataset,
     batches_of_rank,
@@ -129,7 +130,7 @@ def test_a_batch_holds_what_its_items_say():
         make_item(video=2, noise=1, num_frames=3, order="sequential", sigma_h=1.0, sigma_y=0.1, zeta=3.0),
         make_item(video=0, num_frames=1),
     ]
-    batch = observation_batch([(item, clips[item.video]) for item in items], seed=5)
+    batch = observation_batch([(item, to_video(clips[item.video])) for item in items], seed=5)
     assert torch.equal(batch.x, to_video(clips[[2, 0]]))
     assert batch.mask.tolist() == [[1, 1, 1, 0], [1, 0, 0, 0]]
     assert batch.sigma_h == [1.0, 2.0]
@@ -141,7 +142,7 @@ def test_a_batch_holds_what_its_items_say():
 
 def test_padding_repeats_the_last_sample():
     clips = make_clips()
-    samples = [(make_item(video=video), clips[video]) for video in (0, 1)]
+    samples = [(make_item(video=video), to_video(clips[video])) for video in (0, 1)]
     batch, padded = observation_batch(samples, seed=0), observation_batch(samples, seed=0, pad_to=5)
     assert (padded.size, len(padded.x), len(padded.keys), len(padded.sigma_h)) == (2, 5, 5, 5)
     assert torch.equal(padded.x[:2], batch.x)
@@ -155,18 +156,31 @@ def test_the_dataset_makes_its_batches_and_ends():
     assert [[video for _, video, _ in batch.keys] for batch in dataset] == [[0, 2], [1]]
 
 
-def test_a_batch_takes_each_clip_once():
-    taken = []
+class Watched(torch.utils.data.Dataset):
+    """Clips that remember which of them were taken."""
 
-    class Watched(torch.utils.data.Dataset):
-        def __getitem__(self, index):
-            taken.append(index)
-            return make_clips()[index]
+    def __init__(self):
+        self.taken = []
 
-    items = [make_item(video=video, num_frames=number) for video in (1, 0) for number in (1, 2)]
-    (batch,) = GridDataset(items, [[0, 1, 2, 3]], Watched(), seed=0, pad_to=6)
-    assert sorted(taken) == [0, 1]
-    assert torch.equal(batch.x, to_video(torch.stack([make_clips()[video] for video in (1, 1, 0, 0, 0, 0)])))
+    def __getitem__(self, index):
+        self.taken.append(index)
+        return make_clips()[index]
+
+
+def test_each_clip_is_taken_once_for_all_batches():
+    items = [make_item(video=video, num_frames=number) for number in (1, 2) for video in (1, 0, 2)]
+    clips = Watched()
+    first, second = GridDataset(items, [[0, 1, 3, 4], [2, 5, 0]], clips, seed=0, pad_to=6)
+    assert clips.taken == [1, 0, 2]
+    for batch, videos in ((first, [1, 0, 1, 0, 0, 0]), (second, [2, 2, 1, 1, 1, 1])):
+        assert torch.equal(batch.x, to_video(make_clips()[videos]))
+
+
+def test_so_many_clips_are_kept_and_no_more(monkeypatch):
+    monkeypatch.setattr(grid, "KEPT_VIDEOS", 2)
+    clips = Watched()
+    list(GridDataset([make_item(video=video) for video in range(3)], [[0], [1], [0], [2], [0, 1]], clips, 0, None))
+    assert clips.taken == [0, 1, 2, 1]
 
 
 def test_random_frames_are_nested_and_belong_to_the_video():

@@ -1,5 +1,6 @@
 """A sweep as a dataset: one item for each clip, noise instance and condition."""
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -18,7 +19,8 @@ from vsr_lightning.experiment import Experiment, Grid
 from vsr_lightning.inference.lit_vsr import ObservationBatch
 from vsr_lightning.targets import check_target
 
-Sample = tuple[Item, Tensor]  # an item and its clip, uint8 (F, H, W, C)
+Sample = tuple[Item, Tensor]  # an item and its true video, (F, C, H, W) in [-1, 1]
+KEPT_VIDEOS = 256  # of clips; 10 frames of 64 x 64 in colour are half a megabyte
 
 
 def degradations(grid: Grid, degradation: Downsample) -> list[Downsample]:
@@ -106,7 +108,9 @@ class GridDataset(Dataset[ObservationBatch]):
         seed: int,
         pad_to: int | None,
     ) -> None:
-        self.items, self.batches, self.clips, self.seed, self.pad_to = items, batches, clips, seed, pad_to
+        self.items, self.batches, self.seed, self.pad_to = items, batches, seed, pad_to
+        # A sweep restores few clips, and each in many batches.
+        self._video = functools.lru_cache(KEPT_VIDEOS)(lambda number: to_video(clips[number]))
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -118,9 +122,8 @@ class GridDataset(Dataset[ObservationBatch]):
     def __getitem__(self, index: int) -> ObservationBatch:
         if index >= len(self):
             raise IndexError(index)  # ends a for loop
-        items = self.items_of(index)
-        clips = {video: self.clips[video] for video in {item.video for item in items}}  # a batch repeats few clips
-        return observation_batch([(item, clips[item.video]) for item in items], self.seed, self.pad_to)
+        samples = [(item, self._video(item.video)) for item in self.items_of(index)]
+        return observation_batch(samples, self.seed, self.pad_to)
 
 
 def observation_batch(samples: list[Sample], seed: int, pad_to: int | None = None) -> ObservationBatch:
@@ -128,7 +131,7 @@ def observation_batch(samples: list[Sample], seed: int, pad_to: int | None = Non
     size = len(samples)
     samples = samples + samples[-1:] * ((pad_to or size) - size)
     items = [item for item, _ in samples]
-    x = to_video(torch.stack([clip for _, clip in samples]))
+    x = torch.stack([video for _, video in samples])
     return ObservationBatch(
         x=x,
         mask=frame_mask([frames_of(item, x.shape[1], seed) for item in items], x.shape[1]),

@@ -89,7 +89,7 @@ def measure(
 def restore(item: Item, clips: Dataset[Tensor], degradation: Downsample, mixture: DigitMixture, seed: int) -> Tensor:
     """The oracle's sample for an item, video (F, 1, H, W) in [-1, 1], from the observation that a sweep makes."""
     clip = clips[item.video]
-    batch = observation_batch([(item, clip)], seed)
+    batch = observation_batch([(item, to_video(clip))], seed)
     variant = replace(degradation, factor=item.factor, kernel=item.kernel)
     operator = variant.operator([item.sigma_h], *clip.shape[1:3])
     y = observe(batch, operator)[0, :, 0]
