@@ -18,7 +18,7 @@ from tiny_sweep import ITEMS, assert_same_rows, experiment, rows_by_item, writte
 from vsr_lightning.data.clips import to_uint8, to_video
 from vsr_lightning.data.moving_mnist import MovingMNIST
 from vsr_lightning.degradation.downsample import Downsample, upsample_bicubic
-from vsr_lightning.evaluation import restoring, results, videos
+from vsr_lightning.evaluation import restoring, results, run, videos
 from vsr_lightning.evaluation.restoring import SamplingShare
 from vsr_lightning.evaluation.run import sweep
 from vsr_lightning.inference.lit_vsr import LitVSR
@@ -167,13 +167,14 @@ def test_two_samplers_and_observations_from_reconstructions(tiny_prior, tmp_path
     assert restored_sizes == []
 
 
-def test_means_over_noise_instances_by_hand(tiny_prior, tmp_path):
-    command = experiment(tiny_prior, tmp_path, "grid.num_frames=[2]")
+def test_means_over_noise_instances_by_hand(tiny_prior, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "MEANS_AT_ONCE", 2)
+    command = experiment(tiny_prior, tmp_path, "grid.num_frames=[2]", "grid.videos=3", "data.test_videos=3")
     folder = sweep(command)
     restored = videos.load_restored(folder)
     truth = make_datamodule(command).test_clips()
     means = results.read_table(folder / "means.csv")
-    assert [row["video"] for row in means] == [0, 1]
+    assert [row["video"] for row in means] == [0, 1, 2]
     for row in means:
         samples = [restored[key] for key, item in rows_by_item(folder).items() if item["video"] == row["video"]]
         mean = torch.from_numpy(np.mean(np.stack(samples).astype(np.float64), axis=0))

@@ -25,6 +25,9 @@ from vsr_lightning.metrics import scores
 from vsr_lightning.targets import build
 
 Row = dict[str, Any]
+Samples = list[tuple[Row, np.ndarray]]  # of a video under a condition: rows, and what was restored, (F, H, W, C)
+
+MEANS_AT_ONCE = 8  # what their scores take stays in the caches of a CPU; 32 take twice as long
 
 
 def sweep(experiment: Experiment, limit: int | None = None) -> Path:
@@ -57,7 +60,8 @@ def _conclude(job: Job, folder: Path, logger: Any) -> None:
     print(f"{folder}: {_progress(rows, len(job.items))}")
     if not rows:
         return
-    results.write_means(folder, measure_means(folder, rows, job.clips))
+    device = "cuda" if processes.uses_gpu(job.experiment) else "cpu"
+    results.write_means(folder, measure_means(folder, rows, job.clips, device))
     results.write_tables(folder)
     videos.merge_clips(folder)
     figures = make_figures(job.experiment, folder)
@@ -118,20 +122,29 @@ def make_figures(experiment: Experiment, folder: Path) -> list[Path]:
     return paths
 
 
-@torch.no_grad()
-def measure_means(folder: Path, rows: list[Row], clips: Dataset[Tensor]) -> list[Row]:
+def measure_means(folder: Path, rows: list[Row], clips: Dataset[Tensor], device: str = "cpu") -> list[Row]:
     """Scores of the mean over a video's noise instances, an estimate of the posterior mean, by video and condition."""
     restored = videos.load_restored(folder)
-    groups: dict[tuple, list[Row]] = {}
+    groups: dict[tuple, Samples] = {}
     for row in rows:
-        if row["status"] == "ok" and results.item_key(row) in restored:
-            groups.setdefault((results.condition_key(row), row["video"]), []).append(row)
-    means = []
-    for (_, video), members in groups.items():
-        samples = np.stack([restored[results.item_key(row)] for row in members]).astype(np.float32)
-        mean = to_video(torch.from_numpy(samples.mean(axis=0)))[None]
-        measured = scores(mean, to_video(clips[video])[None])
-        condition = {column: members[0][column] for column in CONDITION}
-        of_mean = {f"{name}_of_mean": value.item() for name, value in measured.items()}
-        means.append({**condition, "video": video, **of_mean, "n_samples": len(members)})
-    return means
+        if row["status"] == "ok" and (key := results.item_key(row)) in restored:
+            groups.setdefault(results.video_key(row), []).append((row, restored[key]))
+    samples = [*groups.values()]
+    chunks = [samples[start : start + MEANS_AT_ONCE] for start in range(0, len(samples), MEANS_AT_ONCE)]
+    return [mean for chunk in chunks for mean in _score_means(chunk, clips, device)]
+
+
+@torch.no_grad()
+def _score_means(groups: list[Samples], clips: Dataset[Tensor], device: str) -> list[Row]:
+    rows = [group[0][0] for group in groups]
+    means = np.stack([np.mean([video for _, video in group], axis=0, dtype=np.float32) for group in groups])
+    truth = {video: clips[video] for video in {row["video"] for row in rows}}
+    x_hat, x = torch.from_numpy(means), torch.stack([truth[row["video"]] for row in rows])
+    measured = scores(to_video(x_hat.to(device)), to_video(x.to(device)))
+    columns = {f"{name}_of_mean": values.tolist() for name, values in measured.items()}
+    return [
+        {column: row[column] for column in (*CONDITION, "video")}
+        | {name: values[index] for name, values in columns.items()}
+        | {"n_samples": len(group)}
+        for index, (row, group) in enumerate(zip(rows, groups, strict=True))
+    ]

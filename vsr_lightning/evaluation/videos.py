@@ -13,6 +13,7 @@ import json
 import math
 import zipfile
 from collections.abc import Container, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,10 +91,16 @@ def drop_unmeasured(run_dir: Path, measured: Container[tuple], clips: Container[
 def load_restored(run_dir: Path) -> dict[tuple, np.ndarray]:
     """All kept restorations that can be read, uint8 (F, H, W, C), by item key."""
     videos: dict[tuple, np.ndarray] = {}
-    for path in restored_files(run_dir):
-        with contextlib.suppress(files.DamagedFile):
-            videos |= read_restored(path)
+    with ThreadPoolExecutor() as readers:  # nearly all of it is decompression, which other threads need not wait for
+        for batch in readers.map(_restored_if_whole, restored_files(run_dir)):
+            videos |= batch
     return videos
+
+
+def _restored_if_whole(path: Path) -> dict[tuple, np.ndarray]:
+    with contextlib.suppress(files.DamagedFile):
+        return read_restored(path)
+    return {}
 
 
 def restored_files(run_dir: Path) -> list[Path]:
