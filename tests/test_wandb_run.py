@@ -1,6 +1,7 @@
 """A sweep's results in Weights & Biases: a run is read back from disk, and each go logs only news."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -66,7 +67,7 @@ def test_log_results_can_be_read_back(tmp_path, offline_run):
     figure = run_dir / "fig3.png"
     Image.new("RGB", (30, 20), "red").save(figure)
 
-    (run_dir / "table1.csv").write_text("method,psnr\nours,21.5\nquoted,n/a\n")
+    (run_dir / "table1.csv").write_text("method,psnr,ssim\nours,21.5,0.9\nquoted,n/a,\n")
 
     ResultsLog(Experiment(), run_dir, [figure], complete=True).write_to(offline_run)
     offline_run.finish()
@@ -96,7 +97,7 @@ def test_log_results_can_be_read_back(tmp_path, offline_run):
     (gif,) = media.glob("videos/clips/restored_*.gif")
     assert Image.open(gif).format == "GIF"
     (table1,) = media.glob("table/tables/table1_*.table.json")
-    assert json.loads(table1.read_text())["data"] == [["ours", "21.5"], ["quoted", "n/a"]]
+    assert json.loads(table1.read_text())["data"] == [["ours", "21.5", 0.9], ["quoted", "n/a", None]]
 
     (speed,) = (
         record["summary"]["update"]["speed/sample_steps_per_s"]
@@ -104,6 +105,17 @@ def test_log_results_can_be_read_back(tmp_path, offline_run):
         if record["type"] == "summary" and "speed/sample_steps_per_s" in record["summary"]["update"]
     )
     assert speed == pytest.approx(items[0]["steps"] / items[0]["seconds"])
+
+
+def test_a_table_may_have_gaps(tmp_path):
+    """Empty cells in one column, and nan in another, which W&B takes for one."""
+    failed = item(1, psnr_first_vae=20.0, temporal_error=math.nan, status="failed")
+    RowWriter(tmp_path).append([item(0, temporal_error=0.1), failed])
+    write_tables(tmp_path)
+    run = FakeRun()
+    log_results(run, tmp_path, [])
+    columns = {name: run.logged["tables/results"].get_column(name) for name in ("psnr_first_vae", "temporal_error")}
+    assert repr(columns) == "{'psnr_first_vae': [None, 20.0], 'temporal_error': [0.1, nan]}"
 
 
 def test_clips_have_captions_that_tell_them_apart(tmp_path):

@@ -70,8 +70,9 @@ def log_results(run: Any, run_dir: Path, figures: Iterable[Path]) -> None:
     import wandb
 
     run_dir = Path(run_dir)
-    run.log({f"tables/{path.stem}": _wandb_table(read_table(path)) for path in _tables(run_dir)})
-    for name, value in _speed(read_table(run_dir / "results.csv")).items():
+    tables = {path.stem: read_table(path) for path in _tables(run_dir)}
+    run.log({f"tables/{name}": _wandb_table(rows) for name, rows in tables.items()})
+    for name, value in _speed(tables["results"]).items():
         run.summary[name] = value
     images = {f"figures/{path.stem}": wandb.Image(str(path)) for path in map(Path, figures)}
     if images:
@@ -91,11 +92,18 @@ def _wandb_table(rows: Sequence[Row]) -> Any:
     # W&B refuses a column that mixes texts and numbers.
     texts = {column for column in columns if any(isinstance(row[column], str) for row in rows)}
     data = [[_cell(row[column], column in texts) for column in columns] for row in rows]
-    return wandb.Table(columns=[*columns], data=data)
+    # It takes three times as long over columns that may have gaps.
+    gaps = [any(map(_is_gap, column)) for column in zip(*data, strict=True)]
+    return wandb.Table(columns=[*columns], data=data, optional=gaps)
 
 
 def _cell(value: Any, as_text: bool) -> Any:
     return str(value) if as_text and value is not None else value
+
+
+def _is_gap(cell: Any) -> bool:
+    """Whether W&B takes a cell for an empty one."""
+    return cell is None or cell != cell  # nan
 
 
 def _speed(rows: Sequence[Row]) -> dict[str, float]:
