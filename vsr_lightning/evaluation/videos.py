@@ -271,7 +271,8 @@ def write_gif(clip: Mapping[str, Any], path: Path, min_height: int = 192, millis
     strip = np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=2)
     # Of grey frames a GIF holds all shades as they are; a palette for colours takes most of the time.
     first, *others = [Image.fromarray(frame.squeeze(-1) if frame.shape[-1] == 1 else frame) for frame in strip]
-    first.save(path, save_all=True, append_images=others, duration=milliseconds, loop=0)
+    # Optimising, which Pillow does by itself, takes most of the time and makes no smaller files of ours.
+    first.save(path, save_all=True, append_images=others, duration=milliseconds, loop=0, optimize=False)
 
 
 def _enlarge(frames: np.ndarray, height: int) -> np.ndarray:
