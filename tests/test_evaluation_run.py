@@ -19,7 +19,7 @@ from vsr_lightning.data.clips import to_uint8, to_video
 from vsr_lightning.data.moving_mnist import MovingMNIST
 from vsr_lightning.degradation.downsample import Downsample, upsample_bicubic
 from vsr_lightning.evaluation import restoring, results, run, videos
-from vsr_lightning.evaluation.restoring import SamplingShare
+from vsr_lightning.evaluation.restoring import SamplingClock
 from vsr_lightning.evaluation.run import sweep
 from vsr_lightning.inference.lit_vsr import LitVSR
 from vsr_lightning.metrics import psnr, ssim, temporal_error
@@ -31,12 +31,6 @@ CONTRACT = {
     *("psnr_first", "psnr_mean", "ssim_mean", "residual_rms", "seed", "seconds", "kernel", "prior"),
     *("dataset", "status"),
 }
-
-
-class FirstRank:
-    """Of a trainer, what a callback asks."""
-
-    is_global_zero = True
 
 
 @dataclass
@@ -203,22 +197,41 @@ def test_deterministic_is_asked_of_torch_while_sampling_and_changes_nothing_on_a
     assert_same_rows(rows_by_item(folder), rows_by_item(again), tolerance=0)
 
 
-def test_the_share_of_the_time_that_was_sampling_is_told(monkeypatch, capsys):
+def test_what_the_time_was_spent_on_is_told_and_kept(tmp_path, monkeypatch, capsys):
     """Of four batches by a clock of our own: the first takes 60 s of sampling, each other 3 of its 4 s."""
-    clock = iter([100.0, 112.0])  # at the end of the first batch, and when all are written
-    monkeypatch.setattr(restoring.time, "perf_counter", lambda: next(clock))
-    share = SamplingShare()
+    times = iter([100.0, 120.0])  # at the end of the first batch, and of all; rows are written at 112
+    monkeypatch.setattr(time, "perf_counter", lambda: next(times))
+    (tmp_path / "meta.json").write_text('{"seconds": {}, "resumed": [{"git": "b"}, {"git": "c"}]}')
+    clock = SamplingClock()
     for seconds in (60.0, 3.0, 3.0, 3.0):
-        share.on_predict_batch_end(FirstRank(), None, Restored([{"seconds": seconds / 2}] * 2), None, 0)
-    share.on_predict_end(FirstRank(), None)
-    assert capsys.readouterr().out == "sampling took 75.0% of the 12 s after the first batch\n"
+        clock.on_predict_batch_end(None, None, Restored([{"seconds": seconds / 2}] * 2), None, 0)
+    run._keep_seconds(tmp_path, clock, restored=112.0)
+    assert capsys.readouterr().out == (
+        "of the 20 s after the first batch, 45.0% were sampling, 15.0% grid, scores and rows, "
+        "40.0% tables, figures and W&B\n"
+    )
+    seconds = {"sampling": 9.0, "rows": 3.0, "tables": 8.0}
+    meta = json.loads((tmp_path / "meta.json").read_text())
+    assert meta == {"seconds": {}, "resumed": [{"git": "b"}, {"git": "c", "seconds": seconds}]}
 
 
-def test_the_share_of_a_single_batch_is_not_told(capsys):
-    share = SamplingShare()
-    share.on_predict_batch_end(FirstRank(), None, Restored([{"seconds": 1.0}]), None, 0)
-    share.on_predict_end(FirstRank(), None)
-    assert capsys.readouterr().out == ""
+def test_each_go_keeps_what_it_spent_its_time_on(tiny_prior, tmp_path, capsys):
+    """From the end of its first batch; a go of one batch, or of none, has nothing to tell."""
+    command = experiment(tiny_prior, tmp_path)
+    for limit in (3, None, None):
+        started = time.perf_counter()
+        folder = sweep(command, limit)
+        elapsed = time.perf_counter() - started
+        meta = json.loads((folder / "meta.json").read_text())
+        told = "after the first batch" in capsys.readouterr().out
+        goes = [meta, *meta.get("resumed", [])]
+        assert told == ("seconds" in goes[-1]) == (len(goes) == 2)
+        if told:
+            seconds = goes[-1]["seconds"]
+            assert seconds["sampling"] == pytest.approx(sum(r["seconds"] for r in written_rows(folder)[6:]), abs=1e-3)
+            assert min(seconds.values()) > 0
+            assert sum(seconds.values()) < elapsed
+    assert ["seconds" in go for go in goes] == [False, True, False]
 
 
 def test_a_batch_is_written_while_the_next_one_is_sampled(tiny_prior, tmp_path, monkeypatch):
@@ -307,4 +320,4 @@ def test_rows_are_written_before_the_clock_is_read(tiny_prior, tmp_path, monkeyp
 
     monkeypatch.setattr(restoring.L, "Trainer", watched)
     sweep(experiment(tiny_prior, tmp_path, "trainer.progress=true"))
-    assert [type(callback).__name__ for callback in callbacks] == ["RowSink", "SamplingProgress", "SamplingShare"]
+    assert [type(callback).__name__ for callback in callbacks] == ["RowSink", "SamplingProgress", "SamplingClock"]

@@ -72,6 +72,10 @@ def test_a_sweep_ends_when_it_is_told_to(sweep_arguments, tmp_path):
     process.terminate()
     assert finish(process) == -signal.SIGTERM, log.read_text()
     assert count_rows(folder) < ITEMS
+    assert finish(start([*sweep_arguments, "sampler.steps=300", "--limit=3"], log)) == 0, log.read_text()
+    meta = json.loads((folder / "meta.json").read_text())
+    assert "seconds" not in meta  # of the go that was killed
+    assert ["seconds" in go for go in meta["resumed"]] == [True]
 
 
 def test_ctrl_c_ends_a_sweep_with_a_line(sweep_arguments, tmp_path):

@@ -56,12 +56,23 @@ def open_run(experiment: Experiment, kind: str, inputs: dict[str, str]) -> Path:
             files.write_text(folder / "config.yaml", to_yaml(experiment))
         meta = _read_meta(folder / "meta.json")
         go = {"command": command_line(), "started": now(), **describe_machine(), "precision": precision(experiment)}
-        before = [meta, *meta.get("resumed", [])][-1].get("git", go["git"])
+        before = _last_go(meta).get("git", go["git"])
         if before != go["git"]:
             print(f"{folder}: so far made by other code ({before}); now by {go['git']}", file=sys.stderr)
         resumed = {**meta, "resumed": [*meta.get("resumed", []), go]}
         files.write_json(folder / "meta.json", resumed if meta else {"kind": kind, **go, "inputs": inputs})
     return folder
+
+
+def add_to_last_go(folder: Path, content: dict[str, Any]) -> None:
+    """Add to what `meta.json` keeps of what last began the run or went on with it."""
+    meta = _read_meta(folder / "meta.json")
+    _last_go(meta).update(content)
+    files.write_json(folder / "meta.json", meta)
+
+
+def _last_go(meta: dict[str, Any]) -> dict[str, Any]:
+    return [meta, *meta.get("resumed", [])][-1]
 
 
 def identity(experiment: Experiment | dict[str, Any], kind: str) -> dict[str, Any]:

@@ -34,7 +34,9 @@ COMPILE_FROM_STEPS = 1000  # sampler steps of a job: compilation takes about a m
 Row = dict[str, Any]
 
 
-def restore_missing(job: Job, missing: list[Item], held: Inventory, folder: Path, rows: results.RowWriter) -> None:
+def restore_missing(
+    job: Job, missing: list[Item], held: Inventory, folder: Path, rows: results.RowWriter
+) -> "SamplingClock":
     """Restore items, or as many as the time allows; rows reach the disk while the batch after theirs is sampled."""
     experiment, options = job.experiment, job.experiment.trainer
     from_reconstruction = experiment.grid.observe == "reconstruction"
@@ -42,11 +44,11 @@ def restore_missing(job: Job, missing: list[Item], held: Inventory, folder: Path
     module.allow_zero_length_dataloader_with_multiple_devices = True  # few items, many devices
     if _pays_to_compile(experiment, missing):
         module.compile_networks(torch.bfloat16 if processes.precision(experiment) == "bf16-mixed" else None)
-    sink = RowSink(job, held, folder, rows)
+    sink, clock = RowSink(job, held, folder, rows), SamplingClock()
     callbacks: list[Callback] = [sink]
     if options.progress:
         callbacks.append(SamplingProgress(folder))
-    callbacks.append(SamplingShare())
+    callbacks.append(clock)
     trainer = L.Trainer(
         accelerator=options.accelerator,
         devices=options.devices,
@@ -68,6 +70,7 @@ def restore_missing(job: Job, missing: list[Item], held: Inventory, folder: Path
     with processes.interruptible(), contextlib.closing(sink):
         trainer.predict(module, datamodule=MissingItems(job, missing), return_predictions=False)
     trainer.strategy.barrier()
+    return clock
 
 
 def _pays_to_compile(experiment: Experiment, items: list[Item]) -> bool:
@@ -204,26 +207,21 @@ class RowSink(Callback):
         return row | {"status": RESTORED_AGAIN} if again else row
 
 
-class SamplingShare(Callback):
-    """Tells what share of its time the first device has sampled. The rest is grid, scores, and waiting for the disk.
+class SamplingClock(Callback):
+    """Seconds that this device has `sampled` since its first batch ended, so without start-up and compilation.
 
-    From the end of its first batch, so without start-up and compilation. To come after the others.
+    To come after the callbacks that write what a batch gave.
     """
 
     def __init__(self) -> None:
-        self._began = math.nan  # at the end of the first batch
-        self._sampled = 0.0
+        self.began = math.nan  # when the first batch ended, as `time.perf_counter` tells it
+        self.sampled = 0.0
 
     def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any) -> None:
-        if math.isnan(self._began):
-            self._began = time.perf_counter()
+        if math.isnan(self.began):
+            self.began = time.perf_counter()
         else:
-            self._sampled += sum(row["seconds"] for row in outputs.measured)
-
-    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        seconds = time.perf_counter() - self._began
-        if trainer.is_global_zero and self._sampled:
-            print(f"sampling took {self._sampled / seconds:.1%} of the {seconds:.0f} s after the first batch")
+            self.sampled += sum(row["seconds"] for row in outputs.measured)
 
 
 def _end_when_told(trainer: L.Trainer) -> None:

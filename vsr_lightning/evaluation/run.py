@@ -19,7 +19,7 @@ from vsr_lightning.evaluation import results, videos, wandb_run
 from vsr_lightning.evaluation.grid import first_look
 from vsr_lightning.evaluation.inventory import take_inventory
 from vsr_lightning.evaluation.job import Job, prepare
-from vsr_lightning.evaluation.restoring import restore_missing
+from vsr_lightning.evaluation.restoring import SamplingClock, restore_missing
 from vsr_lightning.experiment import Experiment
 from vsr_lightning.metrics import scores
 from vsr_lightning.targets import build
@@ -46,12 +46,16 @@ def sweep(experiment: Experiment, limit: int | None = None) -> Path:
         if held.damaged and processes.rank() == 0:
             print(*held.damaged, sep="\n", file=sys.stderr)
         logger = _make_logger(job, folder) if missing else None
+        clock = None
         # Others may find something missing where this process does not, and would wait for it for ever.
         if missing or processes.has_fellows(experiment):
-            restore_missing(job, missing, held, folder, rows)
+            clock = restore_missing(job, missing, held, folder, rows)
+        restored = time.perf_counter()
         if processes.rank() == 0:
             videos.remove_unfinished(folder, since=started)
             _conclude(job, folder, logger)
+            if clock is not None and clock.sampled:
+                _keep_seconds(folder, clock, restored)
     return folder
 
 
@@ -76,6 +80,26 @@ def _conclude(job: Job, folder: Path, logger: Any) -> None:
         log.write_to(logger.experiment)
         wandb_logger.close_logger(logger)
         log.remember()
+
+
+def _keep_seconds(folder: Path, clock: SamplingClock, restored: float) -> None:
+    """Tell, and keep in `meta.json`, what this go spent its time on since its first batch ended.
+
+    All was `restored` at that time, as `time.perf_counter` tells it. The wait for other devices counts as rows.
+    """
+    ended = time.perf_counter()
+    seconds = {
+        "sampling": clock.sampled,
+        "rows": restored - clock.began - clock.sampled,
+        "tables": ended - restored,
+    }
+    runs.add_to_last_go(folder, {"seconds": {part: round(value, 3) for part, value in seconds.items()}})
+    total = ended - clock.began
+    sampling, rows, tables = (f"{value / total:.1%}" for value in seconds.values())
+    print(
+        f"of the {total:.0f} s after the first batch, {sampling} were sampling, {rows} grid, scores and rows, "
+        f"{tables} tables, figures and W&B"
+    )
 
 
 def _make_logger(job: Job, folder: Path) -> Any:
