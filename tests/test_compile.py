@@ -11,7 +11,8 @@ from vsr_lightning.inference.dps import Observation, dps_sample
 from vsr_lightning.inference.noise import SamplerNoise
 from vsr_lightning.metrics import psnr
 from vsr_lightning.models.prior import load_prior
-from vsr_lightning.models.vae import GroupNorm, PixelShuffle, SubpixelConv2d
+from vsr_lightning.models.vae import Conv2d, GroupNorm, PixelShuffle, SubpixelConv2d
+from vsr_lightning.models.video_dit import Linear
 
 
 @pytest.mark.parametrize(("mean", "spread", "tolerance"), [(0.5, 1.0, 1e-4), (1000.0, 0.1, 5e-3), (123.456, 0.0, 1e-4)])
@@ -47,6 +48,32 @@ def test_shuffled_pixels_are_where_they_belong(bias):
     x = torch.randn(2, 8, 4, 6)
     compiled = torch.compile(network, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), network(x))
+
+
+def values_and_gradients(module: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    leaf = x.clone().requires_grad_()
+    out = module(leaf)
+    return [out, *torch.autograd.grad(out.sin().sum(), [leaf, *module.parameters()])]
+
+
+@pytest.mark.parametrize(
+    ("ours", "pytorchs", "sizes", "shape"),
+    [
+        (Conv2d, nn.Conv2d, {"stride": 1, "bias": True}, (2, 5, 6, 8)),
+        (Conv2d, nn.Conv2d, {"stride": 2, "bias": False}, (2, 5, 6, 8)),
+        (Linear, nn.Linear, {}, (2, 4, 6, 5)),
+        (Linear, nn.Linear, {}, (2, 5)),
+    ],
+)
+def test_a_bias_added_apart_is_pytorchs(ours, pytorchs, sizes, shape):
+    """Values and all gradients; it is apart only when compiled."""
+    arguments = (5, 3, 3) if ours is Conv2d else (5, 3)
+    reference, network = pytorchs(*arguments, **sizes), ours(*arguments, **sizes)
+    network.load_state_dict(reference.state_dict())
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    for found, expected in zip(values_and_gradients(compiled, x), values_and_gradients(reference, x), strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 def test_compiled_and_plain_agree(tiny_prior):

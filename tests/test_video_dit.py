@@ -10,7 +10,9 @@ from vsr_lightning.models.vae import VAE
 from vsr_lightning.models.video_dit import (
     ROPE_BASE,
     Attention,
+    ScaledChannels,
     VideoDiT,
+    attend,
     axial_rope,
     rotate,
     rotations,
@@ -48,6 +50,37 @@ def test_autocast_changes_little(attention):
     assert prediction.dtype == torch.float32
     assert (prediction - expected).norm() < 0.05 * expected.norm()
     assert not torch.equal(prediction, expected)
+
+
+def test_scaled_channels_are_a_product():
+    """Both gradients by finite differences; without the weight's, that of x alone."""
+    x, weight = torch.randn(2, 5, 2, 3, 4).double().requires_grad_(), torch.randn(2, 4).double().requires_grad_()
+    torch.testing.assert_close(ScaledChannels.apply(x, weight, torch.float64), x * weight[:, None])
+
+    def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        # Its sums end in float32.
+        return ScaledChannels.apply(x, weight, torch.float64)
+
+    assert torch.autograd.gradcheck(product, (x, weight), rtol=1e-5, atol=1e-5)
+    assert torch.autograd.gradcheck(product, (x, weight.detach()))
+
+
+def test_attention_written_out_in_bf16_is_as_near_as_bf16_is():
+    """To PyTorch's in float32; and its gradients."""
+    torch.manual_seed(0)
+    qkv = [torch.randn(2, 3, 40, 16) for _ in range(3)]
+
+    def values_and_gradients(attention, dtype: torch.dtype) -> list[torch.Tensor]:
+        leaves = [each.to(dtype).requires_grad_() for each in qkv]
+        out = attention(*leaves)
+        return [out, *torch.autograd.grad(out.float().square().sum(), leaves)]
+
+    expected = values_and_gradients(torch.nn.functional.scaled_dot_product_attention, torch.float32)
+    for found, wanted in zip(values_and_gradients(attend, torch.bfloat16), expected, strict=True):
+        assert found.dtype == torch.bfloat16
+        assert (found - wanted).norm() < 0.02 * wanted.norm()
+    for found, wanted in zip(values_and_gradients(attend, torch.float32), expected, strict=True):
+        assert torch.equal(found, wanted)
 
 
 def influence(dit: VideoDiT) -> torch.Tensor:

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from vsr_lightning.errors import UserError
 
+# For torch.compile: what is cheap is computed wherever it is read. Kept in memory between forward and backward, or
+# between kernels, a norm's terms would be float32, and cost more traffic than the bf16 numbers that they are made of.
+RECOMPUTED = {"realize_reads_threshold": 16, "realize_acc_reads_threshold": 16, "realize_opcount_threshold": 128}
 SHUFFLE = 2  # pixels a side of the square that a pixel's channels are rearranged into
 
 
@@ -37,7 +40,20 @@ class GroupNorm(nn.GroupNorm):
         return grouped.mean(dim=2, keepdim=True).expand_as(grouped).flatten(1, 2)
 
 
-class SubpixelConv2d(nn.Conv2d):
+class Conv2d(nn.Conv2d):
+    """A convolution whose bias, where it is compiled, is added by what reads the result: cuDNN makes another pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            return super().forward(x)
+        return self._bias_apart(x, self.weight, self.bias)
+
+    def _bias_apart(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        out = self._conv_forward(x, weight, None)
+        return out if bias is None else out + bias.to(out.dtype)[:, None, None]
+
+
+class SubpixelConv2d(Conv2d):
     """The convolution before a `PixelShuffle`. Compiled, it has the channels of one pixel after those of another.
 
     So all that reads or writes shuffled pixels moves vectors of channels, where it would else pick every fourth number.
@@ -47,7 +63,7 @@ class SubpixelConv2d(nn.Conv2d):
         if not torch.compiler.is_compiling():
             return super().forward(x)
         bias = None if self.bias is None else _pixel_by_pixel(self.bias)
-        return self._conv_forward(x, _pixel_by_pixel(self.weight), bias)
+        return self._bias_apart(x, _pixel_by_pixel(self.weight), bias)
 
 
 def _pixel_by_pixel(channels: Tensor) -> Tensor:
@@ -77,9 +93,9 @@ class ResBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm1 = GroupNorm(8, width)
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv1 = Conv2d(width, width, 3, padding=1)
         self.norm2 = GroupNorm(8, width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = Conv2d(width, width, 3, padding=1)
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
 
@@ -95,16 +111,16 @@ class Encoder(nn.Module):
         super().__init__()
         layers: list[nn.Module] = [
             nn.PixelUnshuffle(SHUFFLE),
-            nn.Conv2d(SHUFFLE**2 * in_channels, widths[0], 3, padding=1),
+            Conv2d(SHUFFLE**2 * in_channels, widths[0], 3, padding=1),
         ]
         for level, (width, count) in enumerate(zip(widths, blocks, strict=True)):
             if level > 0:
-                layers.append(nn.Conv2d(widths[level - 1], width, 3, stride=2, padding=1))
+                layers.append(Conv2d(widths[level - 1], width, 3, stride=2, padding=1))
             layers += [ResBlock(width) for _ in range(count)]
         layers += [
             GroupNorm(8, widths[-1]),
             nn.SiLU(),
-            nn.Conv2d(widths[-1], 2 * latent_channels, 3, padding=1),
+            Conv2d(widths[-1], 2 * latent_channels, 3, padding=1),
         ]
         self.layers = nn.Sequential(*layers)
 
@@ -117,7 +133,7 @@ class Decoder(nn.Module):
 
     def __init__(self, out_channels: int, latent_channels: int, widths: list[int], blocks: list[int]) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(latent_channels, widths[-1], 3, padding=1)]
+        layers: list[nn.Module] = [Conv2d(latent_channels, widths[-1], 3, padding=1)]
         for level in reversed(range(len(widths))):
             layers += [ResBlock(widths[level]) for _ in range(blocks[level])]
             if level > 0:
@@ -190,7 +206,7 @@ class VAE(nn.Module):
 
 def compile_convolutions(part: Encoder | Decoder, options: Mapping[str, bool] | None = None) -> None:
     """Compile half of a VAE in place, channels last, which Inductor else forgoes for the few channels of an end."""
-    part.compile(dynamic=False, options={"force_layout_optimization": True, **(options or {})})
+    part.compile(dynamic=False, options={"force_layout_optimization": True, **RECOMPUTED, **(options or {})})
 
 
 def _per_channel(values: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ Shapes: B batch, F frames, c latent channels, h w latent cells, S = h w, N token
 """
 
 import math
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -21,6 +22,45 @@ ROPE_BASE = 100.0  # the longest axis has some ten positions, where language mod
 GELU_SLOPE = 2 * math.sqrt(2 / math.pi)  # (1 + tanh(u)) / 2 = sigmoid(2 u)
 
 
+class Linear(nn.Linear):
+    """A linear layer that, compiled for training, adds its bias sample by sample. x: (B, ..., in).
+
+    So the bias' gradient begins as a sum over the tokens of each sample, as those of gates and shifts do, and Inductor
+    takes all of them in one pass over the gradient.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (torch.compiler.is_compiling() and self.bias.requires_grad):
+            return super().forward(x)
+        out = functional.linear(x, self.weight)
+        bias = self.bias.expand(len(x), *[1] * (x.ndim - 2), -1)
+        return (out.float() + bias).to(out.dtype)
+
+
+class ScaledChannels(torch.autograd.Function):
+    """x (B, N, 2, heads, k) times weight (2, k), a factor for each channel.
+
+    Backward, the terms of the weight's gradient are rounded to `dtype`, written to memory, and added up by a matrix
+    product. Inductor would else compute them anew in a slow reduction, rotating gradients back once more.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.dtype = dtype
+        return x * weight[:, None]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        if not ctx.needs_input_grad[1]:
+            return gradient * weight[:, None], None, None
+        terms = (gradient * x).to(ctx.dtype).flatten(2)  # (B, N, 2 heads k)
+        sums = torch.bmm(terms.new_ones(len(terms), 1, terms.shape[1]), terms)
+        by_head = sums.float().sum(dim=(0, 1)).view(x.shape[2:])
+        return gradient * weight[:, None], by_head.sum(dim=1), None
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with QK-norm (Henry et al. 2020) and rotary positions (Su et al. 2021)."""
 
@@ -30,7 +70,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.q_norm = nn.RMSNorm(width // heads, eps=1e-6)
         self.k_norm = nn.RMSNorm(width // heads, eps=1e-6)
-        self.out = nn.Linear(width, width)
+        self.out = Linear(width, width)
 
     def forward(self, x: Tensor, rope: Tensor | None = None) -> Tensor:
         """x: (B, N, D); rope: `rotations` (2, N, D / heads), None for no rotation."""
@@ -42,13 +82,20 @@ class Attention(nn.Module):
         qk = functional.linear(x, w_qk, b_qk).unflatten(-1, (2, self.heads, -1))
         v = functional.linear(x, w_v, b_v).unflatten(-1, (self.heads, -1))
         qk = functional.rms_norm(qk.float(), qk.shape[-1:], eps=self.q_norm.eps)
-        # Spread over the heads first: compiled, a narrower factor's gradient is one slow sum over tokens and heads.
-        qk = qk * torch.stack((self.q_norm.weight, self.k_norm.weight))[:, None].expand(-1, self.heads, -1)
+        qk = ScaledChannels.apply(qk, torch.stack((self.q_norm.weight, self.k_norm.weight)), v.dtype)
         if rope is not None:
             qk = rotate(qk.flatten(2, 3), rope).view_as(qk)
         q, k, v = (each.transpose(1, 2) for each in (*qk.to(v.dtype).unbind(2), v))
-        out = functional.scaled_dot_product_attention(q, k, v)
+        out = attend(q, k, v)
         return self.out(out.transpose(1, 2).flatten(2))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention (Vaswani et al. 2017, Eq. 1); all (B, heads, N, d)."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        # PyTorch's kernel is hardly faster than in float32 there; this is, though it keeps the weights (B, heads, N, N)
+        return torch.softmax((q * q.shape[-1] ** -0.5) @ k.mT, dim=-1) @ v
+    return functional.scaled_dot_product_attention(q, k, v)
 
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
@@ -83,7 +130,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.attention = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), GELU(), nn.Linear(hidden, width))
+        self.mlp = nn.Sequential(Linear(width, hidden), GELU(), Linear(hidden, width))
         self.time_norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6) if factorized else None
         self.time_attention = Attention(width, heads) if factorized else None
 
