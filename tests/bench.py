@@ -21,7 +21,7 @@ import torch
 from reference_dps import reference_dps
 from torch import Tensor, nn
 
-from vsr_lightning import provenance
+from vsr_lightning import processes, provenance
 from vsr_lightning.config import load_config
 from vsr_lightning.degradation.downsample import Downsample
 from vsr_lightning.errors import UserError
@@ -177,7 +177,7 @@ def bench_sampling(
         measure("reference, eager float32", "sampling", reference, steps, whole),
         measure("ours, eager", "sampling", ours, steps, whole),
     ]
-    prior.compile_for_sampling(torch.bfloat16 if device.type == "cuda" else None)
+    prior.compile_for_sampling(torch.bfloat16 if sampling_type(device) == torch.bfloat16 else None)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     start = time.perf_counter()
@@ -209,9 +209,13 @@ def networks(prior: Prior, batch: int, device: torch.device) -> dict[str, Callab
     }
 
 
+def sampling_type(device: torch.device) -> torch.dtype:
+    """bf16 where it is fast, as sweeps have it."""
+    return torch.bfloat16 if device.type == "cuda" or processes.multiplies_bf16() else torch.float32
+
+
 def autocast(device: torch.device) -> torch.autocast:
-    """bf16 on a GPU, as sweeps have it."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16, enabled=sampling_type(device) == torch.bfloat16)
 
 
 def bench_training(
@@ -229,7 +233,7 @@ def bench_training(
         compile_for_training(dit)
 
     def work() -> None:
-        with autocast(device):
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             loss = (dit(z, t) - z).square().mean()
         loss.backward()
         optimiser.step()
@@ -377,7 +381,7 @@ def main() -> None:
     device = torch.device("cuda" if on_gpu else "cpu")
     torch.set_float32_matmul_precision("high")  # TF32, for the reference too
     torch.backends.cudnn.benchmark = True  # for the reference too, as sweeps and training have it
-    peak, sustained = matrix_rates(device, torch.bfloat16 if on_gpu else torch.float32)
+    peak, sustained = matrix_rates(device, sampling_type(device))
     profiles = [
         options.output / f"profile-{name}.txt" if options.profile else None for name in ("sampling", "training")
     ]

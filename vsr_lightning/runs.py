@@ -55,7 +55,8 @@ def open_run(experiment: Experiment, kind: str, inputs: dict[str, str]) -> Path:
         if not (folder / "config.yaml").exists():
             files.write_text(folder / "config.yaml", to_yaml(experiment))
         meta = _read_meta(folder / "meta.json")
-        go = {"command": command_line(), "started": now(), **describe_machine(), "precision": precision(experiment)}
+        computing = {**describe_machine(), "precision": precision(experiment, kind)}
+        go = {"command": command_line(), "started": now(), **computing}
         before = _last_go(meta).get("git", go["git"])
         if before != go["git"]:
             print(f"{folder}: so far made by other code ({before}); now by {go['git']}", file=sys.stderr)
