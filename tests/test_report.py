@@ -43,6 +43,12 @@ def test_every_figure_is_embedded(report, finished_run):
     assert all(image["alt"] for image in images)
 
 
+def test_what_a_reader_wants_first_comes_first(report, finished_run):
+    page = report(finished_run)
+    places = [page.html.index(f"<h3>{title}</h3>") for title in ("Clips", "Figures", "Tables", "Provenance")]
+    assert places == sorted(places)
+
+
 def test_provenance(report, finished_run):
     text = report(finished_run).text
     told = [META[name] for name in ("command", "started", "git", "hardware", "precision")]
