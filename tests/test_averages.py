@@ -17,6 +17,11 @@ def test_mean_and_error_over_videos():
     assert math.isnan(error)
 
 
+def test_what_is_not_finite_has_no_error():
+    mean, error, videos = mean_and_error([(0, math.inf), (1, 20.0)])
+    assert (mean, math.isnan(error), videos) == (math.inf, True, 2)
+
+
 def test_a_paired_difference_is_that_of_the_t_test():
     """Over per-video means; the items come in another order on each side, and each side has one more."""
     ours, theirs = np.random.default_rng(0).normal(20, 3, (2, 7, 4))

@@ -163,14 +163,19 @@ def test_two_samplers_and_observations_from_reconstructions(tiny_prior, tmp_path
 
 def test_means_over_noise_instances_by_hand(tiny_prior, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "MEANS_AT_ONCE", 2)
-    command = experiment(tiny_prior, tmp_path, "grid.num_frames=[2]", "grid.videos=3", "data.test_videos=3")
+    command = experiment(tiny_prior, tmp_path, "grid.num_frames=[1,3]", "grid.videos=3", "data.test_videos=3")
     folder = sweep(command)
     restored = videos.load_restored(folder)
     truth = make_datamodule(command).test_clips()
     means = results.read_table(folder / "means.csv")
-    assert [row["video"] for row in means] == [0, 1, 2]
+    assert [(row["num_frames"], row["video"]) for row in means] == [(n, video) for n in (1, 3) for video in (0, 1, 2)]
     for row in means:
-        samples = [restored[key] for key, item in rows_by_item(folder).items() if item["video"] == row["video"]]
+        alike = [
+            key
+            for key, item in rows_by_item(folder).items()
+            if all(item[column] == row[column] for column in ("num_frames", "video"))
+        ]
+        samples = [restored[key] for key in alike]
         mean = torch.from_numpy(np.mean(np.stack(samples).astype(np.float64), axis=0))
         pair = to_video(mean)[None], to_video(truth[row["video"]])[None]
         quality = psnr(*pair)[0]
@@ -205,9 +210,9 @@ def test_what_the_time_was_spent_on_is_told_and_kept(tmp_path, monkeypatch, caps
     clock = SamplingClock()
     for seconds in (60.0, 3.0, 3.0, 3.0):
         clock.on_predict_batch_end(None, None, Restored([{"seconds": seconds / 2}] * 2), None, 0)
-    run._keep_seconds(tmp_path, clock, restored=112.0)
+    run._tell_seconds(tmp_path, clock, restored=112.0)
     assert capsys.readouterr().out == (
-        "of the 20 s after the first batch, 45.0% were sampling, 15.0% grid, scores and rows, "
+        "of the 20 s after the first batch, 45.0% were sampling, 15.0% grid, scores, rows and waits, "
         "40.0% tables, figures and W&B\n"
     )
     seconds = {"sampling": 9.0, "rows": 3.0, "tables": 8.0}

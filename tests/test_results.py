@@ -211,6 +211,15 @@ def test_column_mean_of_nothing():
     assert column_mean([{"video": 0, "psnr_first": None}], "psnr_first") == (None, None)
 
 
+def test_nan_is_a_gap(tmp_path):
+    """As the temporal error of a single frame, in rows that are ok."""
+    RowWriter(tmp_path).append([item(video=video) | {"temporal_error": math.nan} for video in range(2)])
+    write_tables(tmp_path)
+    (line,) = read_table(tmp_path / "summary.csv")
+    assert (line["n"], line["temporal_error"], line["temporal_error_se"]) == (2, None, None)
+    assert column_mean([{"video": 0, "x": math.nan}, {"video": 1, "x": 3.0}], "x") == (3.0, None)
+
+
 def test_means_of_samples_join_the_summary(tmp_path):
     def mean_row(video, psnr, n_samples=10):
         return mean_of(item(video), n_samples, psnr_first_of_mean=psnr, psnr_mean_of_mean=psnr - 2)

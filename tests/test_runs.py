@@ -9,6 +9,7 @@ import yaml
 from folders import snapshot
 from tiny_sweep import ITEMS, SWEEP, experiment, written_rows
 
+from vsr_lightning import runs
 from vsr_lightning.config import load_config
 from vsr_lightning.data.clip_store import write_store
 from vsr_lightning.errors import UserError
@@ -47,6 +48,29 @@ def test_going_on_with_other_code_is_told(tiny_prior, tmp_path, capsys):
     path.write_text(json.dumps(meta))
     sweep(command)
     assert f"frame_count: so far made by other code (abc123); now by {meta['git']}" in capsys.readouterr().err
+
+
+def test_going_on_in_another_precision_is_told(tiny_prior, tmp_path, capsys):
+    one = ("grid.num_frames=[1]", "grid.noises=1", "grid.videos=1")
+    sweep(experiment(tiny_prior, tmp_path, *one))
+    sweep(experiment(tiny_prior, tmp_path, *one))
+    assert "so far made in" not in capsys.readouterr().err
+    sweep(experiment(tiny_prior, tmp_path, *one, "trainer.precision=bf16-mixed"))
+    told = capsys.readouterr().err
+    assert "frame_count: so far made in 32-true; now in bf16-mixed (as before with trainer.precision=32-true)" in told
+
+
+def test_a_command_that_waits_for_another_takes_no_part_in_its_record(tiny_prior, tmp_path, monkeypatch):
+    """Its go is written down once the other one has ended, whose seconds would else be taken for its own."""
+    open_run, had_rows = runs.open_run, []
+
+    def spy(command, *arguments):
+        had_rows.append((command.folder / "rows/rank-0.jsonl").exists())  # opened, hence locked
+        return open_run(command, *arguments)
+
+    monkeypatch.setattr(runs, "open_run", spy)
+    sweep(experiment(tiny_prior, tmp_path, "grid.num_frames=[1]", "grid.noises=1", "grid.videos=1"))
+    assert had_rows == [True]
 
 
 def test_a_folder_from_before_a_key_goes_on(tiny_prior, tmp_path, restored_sizes):

@@ -14,13 +14,14 @@ ItemKey = tuple[Any, ...]  # what tells restorations apart; begins with the vide
 def mean_and_error(values: Iterable[tuple[Any, float]]) -> tuple[float, float, int]:
     """Mean, standard error and number of videos, from (video, value) pairs; each video counts once.
 
-    Noise instances of one video are not independent. The error is nan for a single video.
+    Noise instances of one video are not independent. The error is nan for a single video, and of what is not finite.
     """
     by_video: dict[Any, list[float]] = defaultdict(list)
     for video, value in values:
         by_video[video].append(value)
     means = [fmean(of_video) for of_video in by_video.values()]
-    error = stdev(means) / math.sqrt(len(means)) if len(means) > 1 else math.nan
+    has_error = len(means) > 1 and all(map(math.isfinite, means))
+    error = stdev(means) / math.sqrt(len(means)) if has_error else math.nan
     return fmean(means), error, len(means)
 
 

@@ -55,14 +55,22 @@ def open_run(experiment: Experiment, kind: str, inputs: dict[str, str]) -> Path:
         if not (folder / "config.yaml").exists():
             files.write_text(folder / "config.yaml", to_yaml(experiment))
         meta = _read_meta(folder / "meta.json")
-        computing = {**describe_machine(), "precision": precision(experiment, kind)}
-        go = {"command": command_line(), "started": now(), **computing}
-        before = _last_go(meta).get("git", go["git"])
-        if before != go["git"]:
-            print(f"{folder}: so far made by other code ({before}); now by {go['git']}", file=sys.stderr)
+        go = {"command": command_line(), "started": now(), **describe_machine(), "precision": precision(experiment)}
+        for line in _changes(_last_go(meta), go):
+            print(f"{folder}: {line}", file=sys.stderr)
         resumed = {**meta, "resumed": [*meta.get("resumed", []), go]}
         files.write_json(folder / "meta.json", resumed if meta else {"kind": kind, **go, "inputs": inputs})
     return folder
+
+
+def _changes(before: dict[str, Any], go: dict[str, Any]) -> list[str]:
+    """What a go does otherwise than the one before, though its results are of the same run."""
+    git, precision = (before.get(key, go[key]) for key in ("git", "precision"))
+    lines = [f"so far made by other code ({git}); now by {go['git']}"] if git != go["git"] else []
+    if precision != go["precision"]:
+        as_before = f"as before with trainer.precision={precision}"
+        lines.append(f"so far made in {precision}; now in {go['precision']} ({as_before})")
+    return lines
 
 
 def add_to_last_go(folder: Path, content: dict[str, Any]) -> None:

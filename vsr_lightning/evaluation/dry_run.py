@@ -90,7 +90,8 @@ def _computed_size(experiment: Experiment, size: int) -> int:
 def _seconds_per_step(job: Job) -> Iterator[tuple[str, float]]:
     """Sampler, and seconds of its step for one item of a full batch, in every run folder beside this one and in it."""
     for meta_path in sorted(Path(job.experiment.runs_dir).glob("**/meta.json")):
-        if _hardware(meta_path) != {provenance.hardware()}:
+        precision = processes.precision(job.experiment)
+        if _machines(meta_path, precision) != {(provenance.hardware(), precision)}:
             continue
         rows = [row for row in _readable_rows(meta_path.parent) if _is_alike(row, job)]
         shares = _shares_of_full_batch(rows, meta_path.parent, job.experiment)
@@ -129,11 +130,15 @@ def _is_alike(row: Row, job: Job) -> bool:
     return same and numbers and row["status"] == "ok"
 
 
-def _hardware(meta_path: Path) -> set[str]:
-    """Of all goes of a run: its rows do not say which go they are of."""
+def _machines(meta_path: Path, precision: str) -> set[tuple[str, str]]:
+    """Hardware and precision of all goes of a run, as its rows do not say which go they are of.
+
+    `precision` is taken for that of goes which are older than its record.
+    """
     try:
         meta = json.loads(meta_path.read_text())
-        return {go.get("hardware", "") for go in (meta, *meta.get("resumed", []))}
+        goes = (meta, *meta.get("resumed", []))
+        return {(go.get("hardware", ""), go.get("precision", precision)) for go in goes}
     except (OSError, ValueError, AttributeError, TypeError):
         return set()
 

@@ -20,7 +20,7 @@ from vsr_lightning.inference.lit_vsr import ObservationBatch
 from vsr_lightning.targets import check_target
 
 Sample = tuple[Item, Tensor]  # an item and its true video, (F, C, H, W) in [-1, 1]
-KEPT_VIDEOS = 256  # of clips; 10 frames of 64 x 64 in colour are half a megabyte
+KEPT_VIDEOS = 256  # clips, of half a megabyte each if they are 10 frames of 64 x 64 in colour
 
 
 def degradations(grid: Grid, degradation: Downsample) -> list[Downsample]:

@@ -43,7 +43,7 @@ def restore_missing(
     module = LitVSR(job.prior, job.degradation, job.samplers, from_reconstruction)
     module.allow_zero_length_dataloader_with_multiple_devices = True  # few items, many devices
     if _pays_to_compile(experiment, missing):
-        module.compile_networks(torch.bfloat16 if processes.precision(experiment, "sweep") == "bf16-mixed" else None)
+        module.compile_networks(torch.bfloat16 if processes.precision(experiment) == "bf16-mixed" else None)
     sink, clock = RowSink(job, held, folder, rows), SamplingClock()
     callbacks: list[Callback] = [sink]
     if options.progress:
@@ -54,7 +54,7 @@ def restore_missing(
         devices=options.devices,
         num_nodes=options.num_nodes,
         strategy=processes.strategy(experiment),
-        precision=processes.precision(experiment, "sweep"),
+        precision=processes.precision(experiment),
         callbacks=callbacks,
         logger=False,
         enable_checkpointing=False,
@@ -98,7 +98,8 @@ class MissingItems(L.LightningDataModule):
         assert self.trainer is not None
         experiment, options = self.job.experiment, self.job.experiment.trainer
         batches = batches_of_rank(self.items, options.batch_size, self.trainer.global_rank, self.trainer.world_size)
-        pad_to = options.batch_size if processes.uses_gpu(experiment) else None  # one shape, one set of kernels
+        one_shape = processes.uses_gpu(experiment) or _pays_to_compile(experiment, self.items)  # one set of kernels
+        pad_to = options.batch_size if one_shape else None
         dataset = GridDataset(self.items, batches, self.job.clips, experiment.seed, pad_to)
         return DataLoader(dataset, batch_size=None, sampler=UntilTimeIsUp(len(dataset), options.max_minutes))
 

@@ -273,11 +273,12 @@ def _means_and_errors(rows: Sequence[Row], columns: Sequence[str]) -> Row:
 
 
 def column_mean(rows: Iterable[Mapping[str, Any]], column: str) -> tuple[float | None, float | None]:
-    """Mean over videos of a column where it has a value, and its standard error.
+    """Mean over videos of a column where it has a value (nan is none), and its standard error.
 
     None: no values; for the error, fewer than two videos.
     """
-    values = [(normalise(row.get("video")), float(row[column])) for row in rows if row.get(column) is not None]
+    scores = ((row.get("video"), float(row[column])) for row in rows if row.get(column) is not None)
+    values = [(normalise(video), score) for video, score in scores if not math.isnan(score)]
     if not values:
         return None, None
     mean, error, _ = mean_and_error(values)

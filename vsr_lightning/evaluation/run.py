@@ -25,7 +25,7 @@ from vsr_lightning.metrics import scores
 from vsr_lightning.targets import build
 
 Row = dict[str, Any]
-Samples = list[tuple[Row, np.ndarray]]  # of a video under a condition: rows, and what was restored, (F, H, W, C)
+Instances = list[tuple[Row, np.ndarray]]  # of a video under a condition: rows, and what was restored, (F, H, W, C)
 
 MEANS_AT_ONCE = 8  # what their scores take stays in the caches of a CPU; 32 take twice as long
 
@@ -38,9 +38,10 @@ def sweep(experiment: Experiment, limit: int | None = None) -> Path:
     processes.end_with_parent()
     started = time.time()
     job = prepare(experiment)
-    job.find_folder()  # refuses rows of another prior before the folder is said to be of this one
-    folder = runs.open_run(experiment, "sweep", job.inputs)
-    with results.RowWriter(folder, processes.rank()) as rows:  # before reading: another process may be at work here
+    folder = job.find_folder()  # refuses rows of another prior before the folder is said to be of this one
+    wandb_logger.logging_mode(experiment)  # told before anything is written
+    with results.RowWriter(folder, processes.rank()) as rows:  # before all else: another process may be at work here
+        runs.open_run(experiment, "sweep", job.inputs)
         held = take_inventory(folder)
         missing = first_look(job.missing(held), limit)
         if held.damaged and processes.rank() == 0:
@@ -55,7 +56,7 @@ def sweep(experiment: Experiment, limit: int | None = None) -> Path:
             videos.remove_unfinished(folder, since=started)
             _conclude(job, folder, logger)
             if clock is not None and clock.sampled:
-                _keep_seconds(folder, clock, restored)
+                _tell_seconds(folder, clock, restored)
     return folder
 
 
@@ -82,10 +83,10 @@ def _conclude(job: Job, folder: Path, logger: Any) -> None:
         log.remember()
 
 
-def _keep_seconds(folder: Path, clock: SamplingClock, restored: float) -> None:
+def _tell_seconds(folder: Path, clock: SamplingClock, restored: float) -> None:
     """Tell, and keep in `meta.json`, what this go spent its time on since its first batch ended.
 
-    All was `restored` at that time, as `time.perf_counter` tells it. The wait for other devices counts as rows.
+    All was `restored` at that time, as `time.perf_counter` tells it. Waits for disk and other devices count as rows.
     """
     ended = time.perf_counter()
     seconds = {
@@ -97,7 +98,7 @@ def _keep_seconds(folder: Path, clock: SamplingClock, restored: float) -> None:
     total = ended - clock.began
     sampling, rows, tables = (f"{value / total:.1%}" for value in seconds.values())
     print(
-        f"of the {total:.0f} s after the first batch, {sampling} were sampling, {rows} grid, scores and rows, "
+        f"of the {total:.0f} s after the first batch, {sampling} were sampling, {rows} grid, scores, rows and waits, "
         f"{tables} tables, figures and W&B"
     )
 
@@ -149,7 +150,7 @@ def make_figures(experiment: Experiment, folder: Path) -> list[Path]:
 def measure_means(folder: Path, rows: list[Row], clips: Dataset[Tensor], device: str = "cpu") -> list[Row]:
     """Scores of the mean over a video's noise instances, an estimate of the posterior mean, by video and condition."""
     restored = videos.load_restored(folder)
-    groups: dict[tuple, Samples] = {}
+    groups: dict[tuple, Instances] = {}
     for row in rows:
         if row["status"] == "ok" and (key := results.item_key(row)) in restored:
             groups.setdefault(results.video_key(row), []).append((row, restored[key]))
@@ -159,7 +160,7 @@ def measure_means(folder: Path, rows: list[Row], clips: Dataset[Tensor], device:
 
 
 @torch.no_grad()
-def _score_means(groups: list[Samples], clips: Dataset[Tensor], device: str) -> list[Row]:
+def _score_means(groups: list[Instances], clips: Dataset[Tensor], device: str) -> list[Row]:
     rows = [group[0][0] for group in groups]
     means = np.stack([np.mean([video for _, video in group], axis=0, dtype=np.float32) for group in groups])
     truth = {video: clips[video] for video in {row["video"] for row in rows}}
