@@ -65,6 +65,17 @@ def test_scaled_channels_are_a_product():
     assert torch.autograd.gradcheck(product, (x, weight.detach()))
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_frozen_factor_keeps_no_copy_of_what_it_scales(trained):
+    """As in sampling, where memory is for the gradient by the input alone."""
+    x, weight = torch.randn(2, 5, 2, 3, 4, requires_grad=True), torch.randn(2, 4, requires_grad=trained)
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each) or each, lambda each: each):
+        ScaledChannels.apply(x, weight, torch.float32).sum().backward()
+    assert (x.shape in [each.shape for each in kept]) == trained
+    assert x.grad is not None
+
+
 def test_attention_written_out_in_bf16_is_as_near_as_bf16_is():
     """To PyTorch's in float32; and its gradients."""
     torch.manual_seed(0)

@@ -30,7 +30,7 @@ class Linear(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (torch.compiler.is_compiling() and self.bias.requires_grad):
+        if not (torch.compiler.is_compiling() and self.bias is not None and self.bias.requires_grad):
             return super().forward(x)
         out = functional.linear(x, self.weight)
         bias = self.bias.expand(len(x), *[1] * (x.ndim - 2), -1)
@@ -46,7 +46,7 @@ class ScaledChannels(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         ctx.dtype = dtype
         return x * weight[:, None]
 
@@ -93,7 +93,8 @@ class Attention(nn.Module):
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax attention (Vaswani et al. 2017, Eq. 1); all (B, heads, N, d)."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        # PyTorch's kernel is hardly faster than in float32 there; this is, though it keeps the weights (B, heads, N, N)
+        # PyTorch's kernel is hardly faster than in float32 there. This is, though it keeps weights (B, heads, N, N)
+        # and rounds somewhat more.
         return torch.softmax((q * q.shape[-1] ** -0.5) @ k.mT, dim=-1) @ v
     return functional.scaled_dot_product_attention(q, k, v)
 
