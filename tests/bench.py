@@ -21,7 +21,7 @@ import torch
 from reference_dps import reference_dps
 from torch import Tensor, nn
 
-from vsr_lightning import processes, provenance
+from vsr_lightning import provenance
 from vsr_lightning.config import load_config
 from vsr_lightning.degradation.downsample import Downsample
 from vsr_lightning.errors import UserError
@@ -151,8 +151,8 @@ def bench_sampling(
     def noise() -> SamplerNoise:
         return SamplerNoise(keys, prior.latent_shape, device)
 
-    def ours() -> Tensor:
-        with autocast(device):
+    def ours(bf16: bool = False) -> Tensor:
+        with autocast(device, bf16):
             return dps_sample(prior, seen, noise(), steps=steps, zeta=1.0)
 
     def reference() -> Tensor:
@@ -177,7 +177,10 @@ def bench_sampling(
         measure("reference, eager float32", "sampling", reference, steps, whole),
         measure("ours, eager", "sampling", ours, steps, whole),
     ]
-    prior.compile_for_sampling(torch.bfloat16 if sampling_type(device) == torch.bfloat16 else None)
+    if device.type == "cpu" and multiplies_bf16():
+        in_bf16 = measure("ours, eager, bf16", "sampling", lambda: ours(bf16=True), steps, whole)
+        results.append(in_bf16 | {"bf16": True})
+    prior.compile_for_sampling(torch.bfloat16 if device.type == "cuda" else None)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     start = time.perf_counter()
@@ -209,13 +212,15 @@ def networks(prior: Prior, batch: int, device: torch.device) -> dict[str, Callab
     }
 
 
-def sampling_type(device: torch.device) -> torch.dtype:
-    """bf16 where it is fast, as sweeps have it."""
-    return torch.bfloat16 if device.type == "cuda" or processes.multiplies_bf16() else torch.float32
+def autocast(device: torch.device, bf16: bool = False) -> torch.autocast:
+    """bf16 on a GPU, as sweeps have it, or where it is asked for."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16 or device.type == "cuda")
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=sampling_type(device) == torch.bfloat16)
+def multiplies_bf16() -> bool:
+    """Whether an x86 CPU has instructions for bf16; others are slower in it than in float32."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def bench_training(
@@ -233,7 +238,7 @@ def bench_training(
         compile_for_training(dit)
 
     def work() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with autocast(device):
             loss = (dit(z, t) - z).square().mean()
         loss.backward()
         optimiser.step()
@@ -381,7 +386,7 @@ def main() -> None:
     device = torch.device("cuda" if on_gpu else "cpu")
     torch.set_float32_matmul_precision("high")  # TF32, for the reference too
     torch.backends.cudnn.benchmark = True  # for the reference too, as sweeps and training have it
-    peak, sustained = matrix_rates(device, sampling_type(device))
+    peak, sustained = matrix_rates(device, torch.bfloat16 if on_gpu else torch.float32)
     profiles = [
         options.output / f"profile-{name}.txt" if options.profile else None for name in ("sampling", "training")
     ]
@@ -394,7 +399,7 @@ def main() -> None:
         if training:
             results += bench_experiment(training, device)
     for result in results:
-        if "tflops" in result:
+        if "tflops" in result and not result.pop("bf16", False):  # a CPU's rate is that of float32
             result["share_of_matrix_rate"] = result["tflops"] * 1e12 / peak
             result["share_of_sustained_rate"] = result["tflops"] * 1e12 / sustained
     rates = {"matrix_tflops": peak / 1e12, "sustained_matrix_tflops": sustained / 1e12}
@@ -421,7 +426,7 @@ def write(results: list[Result], machine: dict[str, Any], folder: Path) -> None:
         share = (
             f", {result['tflops']:.2f} TFLOP/s ({result['share_of_matrix_rate']:.1%}, "
             f"{result['share_of_sustained_rate']:.1%})"
-            if "tflops" in result
+            if "share_of_matrix_rate" in result
             else ""
         )
         print(

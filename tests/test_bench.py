@@ -50,15 +50,19 @@ def test_reference_loop_is_the_products_sampler():
     torch.testing.assert_close(x_hat, expected, atol=1e-4, rtol=0)  # alpha_bar is float32 there
 
 
-def test_a_tiny_run_keeps_its_table(tiny_prior, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_a_tiny_run_keeps_its_table(has_bf16, tiny_prior, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("bench.multiplies_bf16", lambda: has_bf16)
     monkeypatch.setattr("bench.matrix_rates", lambda device, dtype: (1e12, 5e11))
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: None)  # a minute of C++ otherwise
     arguments = ["--prior", tiny_prior, "--output", tmp_path / "bench", "--batch", 1, "--train-batch", 1]
     monkeypatch.setattr(sys, "argv", ["bench.py", *map(str, arguments), "--steps", "1", "--repeats", "1", "--profile"])
     main()
     rows = list(csv.DictReader((tmp_path / "bench" / "bench.csv").open()))
-    assert [row["kind"] for row in rows] == ["sampling"] * 3 + ["part"] * 2 + ["training"]
+    assert [row["kind"] for row in rows] == ["sampling"] * (3 + has_bf16) + ["part"] * 2 + ["training"]
     assert float(rows[0]["ratio"]) == 1
+    in_bf16 = [rows.pop(place) for place, row in enumerate(rows) if row["subject"] == "ours, eager, bf16"]
+    assert [(row["share_of_matrix_rate"], float(row["ratio"]) > 0) for row in in_bf16] == [("", True)] * has_bf16
     assert all(float(row["share_of_matrix_rate"]) == pytest.approx(float(row["tflops"])) for row in rows)
     assert all(float(row["share_of_sustained_rate"]) == pytest.approx(2 * float(row["tflops"])) for row in rows)
     for name in ("sampling", "training"):
