@@ -21,7 +21,7 @@ def uses_gpu(experiment: Experiment) -> bool:
 
 
 def precision(experiment: Experiment) -> Any:
-    """Lightning's precision name. On a CPU float32: that bf16, twice as fast, moves no result is not shown yet."""
+    """Lightning's precision name. On a CPU float32: that bf16, which is faster, moves no result is not shown yet."""
     if experiment.trainer.precision != "auto":
         return experiment.trainer.precision
     return "bf16-mixed" if uses_gpu(experiment) else "32-true"
