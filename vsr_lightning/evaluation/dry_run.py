@@ -89,8 +89,8 @@ def _computed_size(experiment: Experiment, size: int) -> int:
 
 def _seconds_per_step(job: Job) -> Iterator[tuple[str, float]]:
     """Sampler, and seconds of its step for one item of a full batch, in every run folder beside this one and in it."""
+    precision = processes.precision(job.experiment)
     for meta_path in sorted(Path(job.experiment.runs_dir).glob("**/meta.json")):
-        precision = processes.precision(job.experiment)
         if _machines(meta_path, precision) != {(provenance.hardware(), precision)}:
             continue
         rows = [row for row in _readable_rows(meta_path.parent) if _is_alike(row, job)]
