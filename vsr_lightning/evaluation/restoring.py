@@ -98,8 +98,7 @@ class MissingItems(L.LightningDataModule):
         assert self.trainer is not None
         experiment, options = self.job.experiment, self.job.experiment.trainer
         batches = batches_of_rank(self.items, options.batch_size, self.trainer.global_rank, self.trainer.world_size)
-        one_shape = processes.uses_gpu(experiment) or _pays_to_compile(experiment, self.items)  # one set of kernels
-        pad_to = options.batch_size if one_shape else None
+        pad_to = options.batch_size if processes.uses_gpu(experiment) else None  # one shape, one set of kernels
         dataset = GridDataset(self.items, batches, self.job.clips, experiment.seed, pad_to)
         return DataLoader(dataset, batch_size=None, sampler=UntilTimeIsUp(len(dataset), options.max_minutes))
 
@@ -211,6 +210,7 @@ class RowSink(Callback):
 class SamplingClock(Callback):
     """Seconds that this device has `sampled` since its first batch ended, so without start-up and compilation.
 
+    (On a CPU, which pads no batch, networks are compiled again for a smaller one, and that counts.)
     To come after the callbacks that write what a batch gave.
     """
 
