@@ -8,7 +8,7 @@ from pathlib import Path
 import bench_devices
 import pytest
 import torch
-from bench import bench_experiment, forward_flops, guidance_flops, main, short_training, training_flops
+from bench import IN_BF16, bench_experiment, forward_flops, guidance_flops, main, short_training, training_flops
 from reference_dps import reference_dps
 from test_dps import SHAPE, CurvedPrior, first_frame, normal, replay, seen
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -61,7 +61,7 @@ def test_a_tiny_run_keeps_its_table(has_bf16, tiny_prior, tmp_path, monkeypatch,
     rows = list(csv.DictReader((tmp_path / "bench" / "bench.csv").open()))
     assert [row["kind"] for row in rows] == ["sampling"] * (3 + has_bf16) + ["part"] * 2 + ["training"]
     assert float(rows[0]["ratio"]) == 1
-    in_bf16 = [rows.pop(place) for place, row in enumerate(rows) if row["subject"] == "ours, eager, bf16"]
+    in_bf16 = [rows.pop(place) for place, row in enumerate(rows) if row["subject"] == IN_BF16]
     assert [(row["share_of_matrix_rate"], float(row["ratio"]) > 0) for row in in_bf16] == [("", True)] * has_bf16
     assert all(float(row["share_of_matrix_rate"]) == pytest.approx(float(row["tflops"])) for row in rows)
     assert all(float(row["share_of_sustained_rate"]) == pytest.approx(2 * float(row["tflops"])) for row in rows)

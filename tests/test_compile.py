@@ -71,6 +71,7 @@ def test_a_bias_added_apart_is_pytorchs(ours, pytorchs, sizes, shape):
     reference, network = pytorchs(*arguments, **sizes), ours(*arguments, **sizes)
     network.load_state_dict(reference.state_dict())
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(network(x), reference(x))
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
     for found, expected in zip(values_and_gradients(compiled, x), values_and_gradients(reference, x), strict=True):
         torch.testing.assert_close(found, expected)

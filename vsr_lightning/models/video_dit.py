@@ -86,8 +86,7 @@ class Attention(nn.Module):
         if rope is not None:
             qk = rotate(qk.flatten(2, 3), rope).view_as(qk)
         q, k, v = (each.transpose(1, 2) for each in (*qk.to(v.dtype).unbind(2), v))
-        out = attend(q, k, v)
-        return self.out(out.transpose(1, 2).flatten(2))
+        return self.out(attend(q, k, v).transpose(1, 2).flatten(2))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
