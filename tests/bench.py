@@ -30,6 +30,7 @@ from vsr_lightning.inference.dps import Observation, dps_sample
 from vsr_lightning.inference.noise import SamplerNoise
 from vsr_lightning.models.prior import Prior, load_prior
 from vsr_lightning.models.video_dit import Attention, VideoDiT
+from vsr_lightning.processes import multiplies_bf16
 from vsr_lightning.training.run import check_clips, compile_for_training, make_datamodule, make_module, train
 
 Result = dict[str, Any]
@@ -213,14 +214,8 @@ def networks(prior: Prior, batch: int, device: torch.device) -> dict[str, Callab
 
 
 def autocast(device: torch.device, bf16: bool = False) -> torch.autocast:
-    """bf16 on a GPU, as sweeps have it, or where it is asked for."""
+    """bf16 on a GPU, or where it is asked for."""
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16 or device.type == "cuda")
-
-
-def multiplies_bf16() -> bool:
-    """Whether an x86 CPU has instructions for bf16; others are slower in it than in float32."""
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def bench_training(

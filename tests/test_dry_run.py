@@ -97,7 +97,7 @@ def test_a_run_that_went_on_elsewhere_says_nothing_of_this_hardware(on_a_gpu, tm
 
 
 def test_a_run_in_another_precision_says_nothing_of_this_one(on_a_gpu, tmp_path):
-    experiment = load_config(SWEEP, on_a_gpu)
+    experiment = load_config(SWEEP, [*on_a_gpu, "trainer.precision=auto"])
     write_run(tmp_path / "runs/slow", prepare(experiment), [3], precision="32-true")
     assert "time: unknown" in dry_run(experiment)  # bf16-mixed, on a GPU
     write_run(tmp_path / "runs/fast", prepare(experiment), [3], precision="bf16-mixed")

@@ -13,7 +13,7 @@ SWEEP = Path(__file__).parents[1] / "experiments" / "moving_mnist" / "sweep_fram
 TINY = [
     *("data.digits=embedded", "data.test_videos=2", "sampler.steps=3", "sampler.zeta=0.5", "sampler.restarts=[0.5]"),
     *("grid.videos=2", "grid.noises=2", "grid.num_frames=[1,3]", "grid.order=[random]"),
-    *("trainer.accelerator=cpu", "trainer.progress=false", "trainer.batch_size=3"),
+    *("trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.progress=false", "trainer.batch_size=3"),
 ]
 
 

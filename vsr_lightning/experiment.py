@@ -60,7 +60,7 @@ class Trainer:
     accelerator: str = "auto"
     devices: int = 1  # of each machine
     num_nodes: int = 1  # machines; torchrun or srun starts the processes of several
-    precision: str = "auto"  # bf16-mixed on a GPU, 32-true on a CPU
+    precision: str = "auto"  # bf16-mixed on a GPU, and to sample on a CPU that has bf16; else 32-true
     compile: str = "auto"  # "always", "never", or "auto": on a GPU, for jobs that outlast the compilation
     max_minutes: float = 0.0  # stop after so long with a checkpoint to resume from; 0 means no limit
     batch_size: int = 16  # of sampling, per device; training takes data.batch_size

@@ -20,11 +20,18 @@ def uses_gpu(experiment: Experiment) -> bool:
     return experiment.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
-def precision(experiment: Experiment) -> Any:
-    """Lightning's precision name. On a CPU float32: that bf16, which is faster, moves no result is not shown yet."""
+def precision(experiment: Experiment, kind: str) -> Any:
+    """Lightning's name of the precision of a run of that kind, `train` or `sweep`."""
     if experiment.trainer.precision != "auto":
         return experiment.trainer.precision
-    return "bf16-mixed" if uses_gpu(experiment) else "32-true"
+    in_bf16 = uses_gpu(experiment) or (kind == "sweep" and multiplies_bf16())
+    return "bf16-mixed" if in_bf16 else "32-true"
+
+
+def multiplies_bf16() -> bool:
+    """Whether the CPU has instructions for bf16; without, it is slower than float32."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 @contextmanager

@@ -55,7 +55,8 @@ def open_run(experiment: Experiment, kind: str, inputs: dict[str, str]) -> Path:
         if not (folder / "config.yaml").exists():
             files.write_text(folder / "config.yaml", to_yaml(experiment))
         meta = _read_meta(folder / "meta.json")
-        go = {"command": command_line(), "started": now(), **describe_machine(), "precision": precision(experiment)}
+        computing = {**describe_machine(), "precision": precision(experiment, kind)}
+        go = {"command": command_line(), "started": now(), **computing}
         for line in _changes(_last_go(meta), go):
             print(f"{folder}: {line}", file=sys.stderr)
         resumed = {**meta, "resumed": [*meta.get("resumed", []), go]}

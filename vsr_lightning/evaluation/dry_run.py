@@ -89,7 +89,7 @@ def _computed_size(experiment: Experiment, size: int) -> int:
 
 def _seconds_per_step(job: Job) -> Iterator[tuple[str, float]]:
     """Sampler, and seconds of its step for one item of a full batch, in every run folder beside this one and in it."""
-    precision = processes.precision(job.experiment)
+    precision = processes.precision(job.experiment, "sweep")
     for meta_path in sorted(Path(job.experiment.runs_dir).glob("**/meta.json")):
         if _machines(meta_path, precision) != {(provenance.hardware(), precision)}:
             continue

@@ -42,8 +42,9 @@ def restore_missing(
     from_reconstruction = experiment.grid.observe == "reconstruction"
     module = LitVSR(job.prior, job.degradation, job.samplers, from_reconstruction)
     module.allow_zero_length_dataloader_with_multiple_devices = True  # few items, many devices
+    precision = processes.precision(experiment, "sweep")
     if _pays_to_compile(experiment, missing):
-        module.compile_networks(torch.bfloat16 if processes.precision(experiment) == "bf16-mixed" else None)
+        module.compile_networks(torch.bfloat16 if precision == "bf16-mixed" else None)
     sink, clock = RowSink(job, held, folder, rows), SamplingClock()
     callbacks: list[Callback] = [sink]
     if options.progress:
@@ -54,7 +55,7 @@ def restore_missing(
         devices=options.devices,
         num_nodes=options.num_nodes,
         strategy=processes.strategy(experiment),
-        precision=processes.precision(experiment),
+        precision=precision,
         callbacks=callbacks,
         logger=False,
         enable_checkpointing=False,

@@ -187,7 +187,7 @@ def make_trainer(experiment: Experiment, folder: Path, checkpoint: Path) -> L.Tr
         devices=options.devices,
         num_nodes=options.num_nodes,
         strategy=processes.strategy(experiment),
-        precision=processes.precision(experiment),
+        precision=processes.precision(experiment, "train"),
         max_steps=training.max_steps,
         max_epochs=-1,
         val_check_interval=training.val_every,
