@@ -19,7 +19,7 @@ from vsr_lightning.data.clips import to_uint8, to_video
 from vsr_lightning.data.moving_mnist import MovingMNIST
 from vsr_lightning.degradation.downsample import Downsample, upsample_bicubic
 from vsr_lightning.evaluation import restoring, results, run, videos
-from vsr_lightning.evaluation.restoring import SamplingClock
+from vsr_lightning.evaluation.clock import Clock, tell
 from vsr_lightning.evaluation.run import sweep
 from vsr_lightning.inference.lit_vsr import LitVSR
 from vsr_lightning.metrics import psnr, ssim, temporal_error
@@ -37,7 +37,8 @@ CONTRACT = {
 class Restored:
     """Of a `Restoration`, what the clock asks."""
 
-    measured: list[dict[str, float]]
+    seconds: float
+    seconds_of_scores: float
 
 
 @pytest.fixture
@@ -202,20 +203,32 @@ def test_deterministic_is_asked_of_torch_while_sampling_and_changes_nothing_on_a
     assert_same_rows(rows_by_item(folder), rows_by_item(again), tolerance=0)
 
 
-def test_what_the_time_was_spent_on_is_told_and_kept(tmp_path, monkeypatch, capsys):
-    """Of four batches by a clock of our own: the first takes 60 s of sampling, each other 3 of its 4 s."""
-    times = iter([100.0, 120.0])  # at the end of the first batch, and of all; rows are written at 112
+@pytest.mark.parametrize(
+    ("waiting", "told"),
+    [
+        (0.0, "20 s after the first batch, 45.0% were sampling, 20.0% grid, scores and rows, 35.0%"),
+        (
+            5.0,
+            "25 s after the first batch, 36.0% were sampling, 16.0% grid, scores and rows, "
+            "20.0% waiting for other devices, 28.0%",
+        ),
+    ],
+)
+def test_what_the_time_was_spent_on_is_told_and_kept(waiting, told, tmp_path, monkeypatch, capsys):
+    """Of four batches the first takes 60 s of sampling, each other 3 of its 4 s, and half a second of scores."""
+    times = iter([100.0, 104.0, 108.0, 112.0, 113.0, *(end + waiting for end in (113.0, 116.0, 120.0))])
     monkeypatch.setattr(time, "perf_counter", lambda: next(times))
     (tmp_path / "meta.json").write_text('{"seconds": {}, "resumed": [{"git": "b"}, {"git": "c"}]}')
-    clock = SamplingClock()
+    clock = Clock()
+    clock.end("tables")  # nothing was restored: nothing counts
     for seconds in (60.0, 3.0, 3.0, 3.0):
-        clock.on_predict_batch_end(None, None, Restored([{"seconds": seconds / 2}] * 2), None, 0)
-    run._tell_seconds(tmp_path, clock, restored=112.0)
-    assert capsys.readouterr().out == (
-        "of the 20 s after the first batch, 45.0% were sampling, 15.0% grid, scores, rows and waits, "
-        "40.0% tables, figures and W&B\n"
-    )
-    seconds = {"sampling": 9.0, "rows": 3.0, "tables": 8.0}
+        clock.on_predict_batch_end(None, None, Restored(seconds, 0.5), None, 0)
+    for part in ("rows", "waiting", "means", "wandb"):
+        clock.end(part)
+    tell(tmp_path, clock.seconds)
+    assert capsys.readouterr().out == f"of the {told} means, tables, figures and W&B\n"
+    seconds = {"sampling": 9.0, "scores": 1.5, "rows": 2.5, "waiting": waiting}
+    seconds |= {"means": 3.0, "tables": 0.0, "figures": 0.0, "wandb": 4.0}
     meta = json.loads((tmp_path / "meta.json").read_text())
     assert meta == {"seconds": {}, "resumed": [{"git": "b"}, {"git": "c", "seconds": seconds}]}
 
@@ -234,6 +247,7 @@ def test_each_go_keeps_what_it_spent_its_time_on(tiny_prior, tmp_path, capsys):
         if told:
             seconds = goes[-1]["seconds"]
             assert seconds["sampling"] == pytest.approx(sum(r["seconds"] for r in written_rows(folder)[6:]), abs=1e-3)
+            assert seconds.pop("waiting") == 0
             assert min(seconds.values()) > 0
             assert sum(seconds.values()) < elapsed
     assert ["seconds" in go for go in goes] == [False, True, False]
@@ -325,4 +339,4 @@ def test_rows_are_written_before_the_clock_is_read(tiny_prior, tmp_path, monkeyp
 
     monkeypatch.setattr(restoring.L, "Trainer", watched)
     sweep(experiment(tiny_prior, tmp_path, "trainer.progress=true"))
-    assert [type(callback).__name__ for callback in callbacks] == ["RowSink", "SamplingProgress", "SamplingClock"]
+    assert [type(callback).__name__ for callback in callbacks] == ["RowSink", "SamplingProgress", "Clock"]

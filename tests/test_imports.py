@@ -44,7 +44,10 @@ ARROWS = {
     "dashboard": {"wandb_logger"},
     "figures": set(),
 }
-LIGHTNING = ("data/", "training/", "inference/lit_vsr.py", "evaluation/restoring.py", "processes.py", "wandb_logger.py")
+LIGHTNING = (
+    *("data/", "training/", "inference/lit_vsr.py", "evaluation/restoring.py", "evaluation/clock.py"),
+    *("processes.py", "wandb_logger.py"),
+)
 WANDB = ("evaluation/wandb_run.py", "dashboard.py", "wandb_logger.py")
 WANDB_LOGGER = ("wandb_logger.py",)
 

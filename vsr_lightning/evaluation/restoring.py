@@ -22,6 +22,7 @@ from vsr_lightning import processes
 from vsr_lightning.conditions import Item
 from vsr_lightning.data.clips import to_uint8
 from vsr_lightning.evaluation import results, videos
+from vsr_lightning.evaluation.clock import Clock
 from vsr_lightning.evaluation.grid import GridDataset, batches_of_rank, frames_of
 from vsr_lightning.evaluation.inventory import Inventory
 from vsr_lightning.evaluation.job import Job
@@ -34,9 +35,7 @@ COMPILE_FROM_STEPS = 1000  # sampler steps of a job: compilation takes about a m
 Row = dict[str, Any]
 
 
-def restore_missing(
-    job: Job, missing: list[Item], held: Inventory, folder: Path, rows: results.RowWriter
-) -> "SamplingClock":
+def restore_missing(job: Job, missing: list[Item], held: Inventory, folder: Path, rows: results.RowWriter) -> Clock:
     """Restore items, or as many as the time allows; rows reach the disk while the batch after theirs is sampled."""
     experiment, options = job.experiment, job.experiment.trainer
     from_reconstruction = experiment.grid.observe == "reconstruction"
@@ -45,7 +44,7 @@ def restore_missing(
     precision = processes.precision(experiment, "sweep")
     if _pays_to_compile(experiment, missing):
         module.compile_networks(torch.bfloat16 if precision == "bf16-mixed" else None)
-    sink, clock = RowSink(job, held, folder, rows), SamplingClock()
+    sink, clock = RowSink(job, held, folder, rows), Clock()
     callbacks: list[Callback] = [sink]
     if options.progress:
         callbacks.append(SamplingProgress(folder))
@@ -70,7 +69,10 @@ def restore_missing(
     processes.announce_to_children(experiment)
     with processes.interruptible(), contextlib.closing(sink):
         trainer.predict(module, datamodule=MissingItems(job, missing), return_predictions=False)
+    clock.end("rows")
     trainer.strategy.barrier()
+    if trainer.world_size > 1:
+        clock.end("waiting")
     return clock
 
 
@@ -206,24 +208,6 @@ class RowSink(Callback):
         """The row to write: for an item that has one, no rival to it."""
         again = row["status"] == "ok" and results.item_key(row) in self.held.measured
         return row | {"status": RESTORED_AGAIN} if again else row
-
-
-class SamplingClock(Callback):
-    """Seconds that this device has `sampled` since its first batch ended, so without start-up and compilation.
-
-    (On a CPU, which pads no batch, networks are compiled again for a smaller one, and that counts.)
-    To come after the callbacks that write what a batch gave.
-    """
-
-    def __init__(self) -> None:
-        self.began = math.nan  # when the first batch ended, as `time.perf_counter` tells it
-        self.sampled = 0.0
-
-    def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any) -> None:
-        if math.isnan(self.began):
-            self.began = time.perf_counter()
-        else:
-            self.sampled += sum(row["seconds"] for row in outputs.measured)
 
 
 def _end_when_told(trainer: L.Trainer) -> None:

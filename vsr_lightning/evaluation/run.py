@@ -16,10 +16,11 @@ from vsr_lightning.conditions import CONDITION
 from vsr_lightning.data.clips import to_video
 from vsr_lightning.errors import NothingRestored, UserError
 from vsr_lightning.evaluation import results, videos, wandb_run
+from vsr_lightning.evaluation.clock import Clock, tell
 from vsr_lightning.evaluation.grid import first_look
 from vsr_lightning.evaluation.inventory import take_inventory
 from vsr_lightning.evaluation.job import Job, prepare
-from vsr_lightning.evaluation.restoring import SamplingClock, restore_missing
+from vsr_lightning.evaluation.restoring import restore_missing
 from vsr_lightning.experiment import Experiment
 from vsr_lightning.metrics import scores
 from vsr_lightning.targets import build
@@ -47,29 +48,31 @@ def sweep(experiment: Experiment, limit: int | None = None) -> Path:
         if held.damaged and processes.rank() == 0:
             print(*held.damaged, sep="\n", file=sys.stderr)
         logger = _make_logger(job, folder) if missing else None
-        clock = None
+        clock = Clock()
         # Others may find something missing where this process does not, and would wait for it for ever.
         if missing or processes.has_fellows(experiment):
             clock = restore_missing(job, missing, held, folder, rows)
-        restored = time.perf_counter()
         if processes.rank() == 0:
             videos.remove_unfinished(folder, since=started)
-            _conclude(job, folder, logger)
-            if clock is not None and clock.sampled:
-                _tell_seconds(folder, clock, restored)
+            _conclude(job, folder, logger, clock)
+            tell(folder, clock.seconds)
     return folder
 
 
-def _conclude(job: Job, folder: Path, logger: Any) -> None:
+def _conclude(job: Job, folder: Path, logger: Any, clock: Clock) -> None:
     rows = results.read_rows(folder)
     print(f"{folder}: {_progress(rows, len(job.items))}")
     if not rows:
         return
+    clock.end("tables")
     device = "cuda" if processes.uses_gpu(job.experiment) else "cpu"
     results.write_means(folder, measure_means(folder, rows, job.clips, device))
+    clock.end("means")
     results.write_tables(folder)
     videos.merge_clips(folder)
+    clock.end("tables")
     figures = make_figures(job.experiment, folder)
+    clock.end("figures")
     print(results.format_summary(results.read_table(folder / "summary.csv")))
     for path in [folder / "summary.csv", *figures]:
         print(path)
@@ -81,26 +84,7 @@ def _conclude(job: Job, folder: Path, logger: Any) -> None:
         log.write_to(logger.experiment)
         wandb_logger.close_logger(logger)
         log.remember()
-
-
-def _tell_seconds(folder: Path, clock: SamplingClock, restored: float) -> None:
-    """Tell, and keep in `meta.json`, what this go spent its time on since its first batch ended.
-
-    All was `restored` at that time, as `time.perf_counter` tells it. Waits for disk and other devices count as rows.
-    """
-    ended = time.perf_counter()
-    seconds = {
-        "sampling": clock.sampled,
-        "rows": restored - clock.began - clock.sampled,
-        "tables": ended - restored,
-    }
-    runs.add_to_last_go(folder, {"seconds": {part: round(value, 3) for part, value in seconds.items()}})
-    total = ended - clock.began
-    sampling, rows, tables = (f"{value / total:.1%}" for value in seconds.values())
-    print(
-        f"of the {total:.0f} s after the first batch, {sampling} were sampling, {rows} grid, scores, rows and waits, "
-        f"{tables} tables, figures and W&B"
-    )
+    clock.end("wandb")
 
 
 def _make_logger(job: Job, folder: Path) -> Any:
