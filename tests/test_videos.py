@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 from result_rows import SETTING, clip, item
 
+from vsr_lightning.evaluation import videos
 from vsr_lightning.evaluation.results import item_key, video_key
 from vsr_lightning.evaluation.videos import (
     Clip,
@@ -94,6 +95,14 @@ def remove_seal(path):
         for name in sealed:
             sealed.copy(name, plain)
     path.with_suffix(".old").replace(path)
+
+
+def test_sealed_clips_are_gathered_without_reading_each(tmp_path, monkeypatch):
+    ClipWriter(tmp_path).append([Clip(item(), **clip(1))])
+    with monkeypatch.context() as patch:
+        patch.setattr(videos, "read_clip_file", None)
+        merge_clips(tmp_path)
+    assert read_clips(tmp_path)[0]["restored"].max() == 1
 
 
 def test_clips_without_a_seal_are_read_and_go_on(tmp_path):

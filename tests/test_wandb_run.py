@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from result_rows import clip, item
 
+from vsr_lightning.evaluation import wandb_run
 from vsr_lightning.evaluation.results import COLUMNS, RowWriter, read_table, write_tables
 from vsr_lightning.evaluation.videos import Clip, ClipWriter, merge_clips
 from vsr_lightning.evaluation.wandb_run import ResultsLog, log_curves, log_results
@@ -128,6 +129,19 @@ def test_clips_have_captions_that_tell_them_apart(tmp_path):
     log_results(run, tmp_path, [])
     captions = [video._caption for video in run.logged["clips/restored"]]
     assert captions == ["sequential, frames: 3, video 0", "sequential, frames: 3, video 3"]
+
+
+def test_a_clip_that_cannot_be_written_is_no_silent_loss(tmp_path, monkeypatch):
+    def fail(clip, path):
+        raise OSError("no space")
+
+    monkeypatch.setattr(wandb_run, "write_gif", fail)
+    ClipWriter(tmp_path).append([Clip(item(), **clip())])
+    merge_clips(tmp_path)
+    RowWriter(tmp_path).append([item()])
+    write_tables(tmp_path)
+    with pytest.raises(OSError, match="no space"):
+        log_results(FakeRun(), tmp_path, [])
 
 
 def test_curves_of_several_settings_have_names_of_their_own(tmp_path):

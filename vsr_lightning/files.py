@@ -161,14 +161,17 @@ def seal(content: bytes) -> bytes:
     return content if content.startswith(HDF5_BEGINS) else _seal(content).ljust(SEAL_SIZE, b"\0") + content[SEAL_SIZE:]
 
 
-def check_seal(path: Path) -> None:
-    """Raise ValueError if an HDF5 file is not what was sealed; older files have no seal.
+def check_seal(path: Path) -> bool:
+    """Whether an HDF5 file has a seal, as all but older ones do. Raises ValueError if it is not what was sealed.
 
     HDF5 itself has checksums of arrays alone: of other damage it shows wrong names or black pictures, or never returns.
     """
     content = path.read_bytes()
-    if content.startswith(SEAL_BEGINS) and not content.startswith(_seal(content)):
+    if not content.startswith(SEAL_BEGINS):
+        return False
+    if not content.startswith(_seal(content)):
         raise ValueError("the content has changed since it was written")
+    return True
 
 
 def _seal(content: bytes) -> bytes:

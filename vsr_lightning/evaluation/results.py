@@ -176,10 +176,13 @@ def _is_ok(row: Mapping[str, Any]) -> bool:
 # -------------------------------------------------------------------------------------------- tables
 
 
-def write_tables(run_dir: Path) -> None:
-    """Make `results.csv` and `summary.csv` from the rows measured so far, and `means.csv` if it is there."""
+def write_tables(run_dir: Path, measured: Sequence[Row] | None = None) -> None:
+    """Make `results.csv` and `summary.csv` from the rows measured so far, and `means.csv` if it is there.
+
+    Who has just read the rows passes them on as `measured`.
+    """
     run_dir = Path(run_dir)
-    by_key = {item_key(row): row for row in read_rows(run_dir)}
+    by_key = {item_key(row): row for row in (read_rows(run_dir) if measured is None else measured)}
     # One spelling of each key, so that readers need not know that 2 and 2.0 are the same condition.
     rows = [by_key[key] | dict(zip((*CONDITION, *ITEM), key, strict=True)) for key in sorted(by_key, key=sortable)]
     means_path = run_dir / "means.csv"
@@ -215,7 +218,9 @@ def samples_of(mean: Mapping[str, Any]) -> int:
 def read_table(path: Path) -> list[Row]:
     """Rows of a CSV file, numbers parsed, None where a cell is empty. Raises DamagedFile."""
     rows = files.read_table(path, COUNTS_AS_MISSING)
-    return [{column: _parse(cell) for column, cell in row.items()} for row in rows]
+    # Cells repeat: conditions in every row, scores of a clip in all that are of it.
+    parsed = {cell: _parse(cell) for cell in {cell for row in rows for cell in row.values()}}
+    return [{column: parsed[cell] for column, cell in row.items()} for row in rows]
 
 
 def write_csv(path: Path, rows: Sequence[Row], first: Sequence[str]) -> None:

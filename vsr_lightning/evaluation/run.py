@@ -68,7 +68,7 @@ def _conclude(job: Job, folder: Path, logger: Any, clock: Clock) -> None:
     device = "cuda" if processes.uses_gpu(job.experiment) else "cpu"
     results.write_means(folder, measure_means(folder, rows, job.clips, device))
     clock.end("means")
-    results.write_tables(folder)
+    results.write_tables(folder, rows)
     videos.merge_clips(folder)
     clock.end("tables")
     figures = make_figures(job.experiment, folder)
@@ -139,15 +139,15 @@ def measure_means(folder: Path, rows: list[Row], clips: Dataset[Tensor], device:
         if row["status"] == "ok" and (key := results.item_key(row)) in restored:
             groups.setdefault(results.video_key(row), []).append((row, restored[key]))
     samples = [*groups.values()]
+    truth = {video: clips[video] for video in {group[0][0]["video"] for group in samples}}
     chunks = [samples[start : start + MEANS_AT_ONCE] for start in range(0, len(samples), MEANS_AT_ONCE)]
-    return [mean for chunk in chunks for mean in _score_means(chunk, clips, device)]
+    return [mean for chunk in chunks for mean in _score_means(chunk, truth, device)]
 
 
 @torch.no_grad()
-def _score_means(groups: list[Instances], clips: Dataset[Tensor], device: str) -> list[Row]:
+def _score_means(groups: list[Instances], truth: dict[int, Tensor], device: str) -> list[Row]:
     rows = [group[0][0] for group in groups]
     means = np.stack([np.mean([video for _, video in group], axis=0, dtype=np.float32) for group in groups])
-    truth = {video: clips[video] for video in {row["video"] for row in rows}}
     x_hat, x = torch.from_numpy(means), torch.stack([truth[row["video"]] for row in rows])
     measured = scores(to_video(x_hat.to(device)), to_video(x.to(device)))
     columns = {f"{name}_of_mean": values.tolist() for name, values in measured.items()}

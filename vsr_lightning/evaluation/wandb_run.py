@@ -5,6 +5,7 @@ import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +71,24 @@ def log_results(run: Any, run_dir: Path, figures: Iterable[Path]) -> None:
     import wandb
 
     run_dir = Path(run_dir)
+    clips = read_clips(run_dir) if (run_dir / "clips.h5").exists() else []
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as threads:
+        gifs = [Path(folder) / f"{index}.gif" for index in range(len(clips))]
+        written = threads.map(write_gif, clips, gifs)  # mostly compression, which lets tables be made meanwhile
+        _log_tables(run, run_dir)
+        images = {f"figures/{path.stem}": wandb.Image(str(path)) for path in map(Path, figures)}
+        if images:
+            run.log(images)
+        if clips:
+            list(written)  # raises what went wrong
+            _log_clips(run, clips, gifs)  # W&B copies the files
+
+
+def _log_tables(run: Any, run_dir: Path) -> None:
     tables = {path.stem: read_table(path) for path in _tables(run_dir)}
     run.log({f"tables/{name}": _wandb_table(rows) for name, rows in tables.items()})
     for name, value in _speed(tables["results"]).items():
         run.summary[name] = value
-    images = {f"figures/{path.stem}": wandb.Image(str(path)) for path in map(Path, figures)}
-    if images:
-        run.log(images)
-    if (run_dir / "clips.h5").exists():
-        _log_clips(run, read_clips(run_dir))
 
 
 def _tables(run_dir: Path) -> list[Path]:
@@ -88,17 +98,14 @@ def _tables(run_dir: Path) -> list[Path]:
 def _wandb_table(rows: Sequence[Row]) -> Any:
     import wandb
 
-    columns = list(rows[0]) if rows else []
-    # W&B refuses a column that mixes texts and numbers.
-    texts = {column for column in columns if any(isinstance(row[column], str) for row in rows)}
-    data = [[_cell(row[column], column in texts) for column in columns] for row in rows]
-    # It takes three times as long over columns that may have gaps.
-    gaps = [any(map(_is_gap, column)) for column in zip(*data, strict=True)]
-    return wandb.Table(columns=[*columns], data=data, optional=gaps)
-
-
-def _cell(value: Any, as_text: bool) -> Any:
-    return str(value) if as_text and value is not None else value
+    table = wandb.Table(columns=[], data=[])
+    for column in rows[0] if rows else []:
+        cells = [row[column] for row in rows]
+        if any(isinstance(cell, str) for cell in cells):  # W&B refuses a column that mixes texts and numbers
+            cells = [None if cell is None else str(cell) for cell in cells]
+        # It takes three times as long over columns that may have gaps, and twice as long over rows.
+        table.add_column(column, cells, optional=any(map(_is_gap, cells)))
+    return table
 
 
 def _is_gap(cell: Any) -> bool:
@@ -143,15 +150,12 @@ def _labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return ["/".join([*setting, row["order"]]) for setting, row in zip(settings, rows, strict=True)]
 
 
-def _log_clips(run: Any, clips: Sequence[Row]) -> None:
+def _log_clips(run: Any, clips: Sequence[Row], gifs: Sequence[Path]) -> None:
     """All clips under one name, which a panel can be given before any sweep; captions tell them apart."""
     import wandb
 
-    with tempfile.TemporaryDirectory() as folder:  # W&B copies the files when they are logged
-        videos = []
-        for index, (clip, label) in enumerate(zip(clips, _labels(clips), strict=True)):
-            path = Path(folder) / f"{index}.gif"
-            write_gif(clip, path)
-            caption = f"{label}, frames: {clip['num_frames']}, video {clip['video']}"
-            videos.append(wandb.Video(str(path), caption=caption, format="gif"))
-        run.log({"clips/restored": videos})
+    videos = []
+    for clip, label, gif in zip(clips, _labels(clips), gifs, strict=True):
+        caption = f"{label}, frames: {clip['num_frames']}, video {clip['video']}"
+        videos.append(wandb.Video(str(gif), caption=caption, format="gif"))
+    run.log({"clips/restored": videos})
