@@ -155,15 +155,17 @@ def test_observation_made_from_the_reconstruction_where_that_is_asked_for(prior)
     assert all(row["psnr_first"] == math.inf for row in result.measured)  # measured against the truth all the same
 
 
-def test_the_vae_sees_each_clip_of_a_batch_once(prior, monkeypatch):
-    """Clips of samples 0 and 2 are one, under two noise instances."""
+def test_the_vae_sees_each_clip_once(prior, monkeypatch):
+    """Clips of samples 0 and 2 are one, under two noise instances, and come again in another batch."""
     seen, encode = [], prior.encode
     monkeypatch.setattr(prior, "encode", lambda x: (seen.append(len(x)), encode(x))[1])
     batch = make_batch(prior, [0, 1, 0], keys=[(0, 0, 7), (0, 1, 7), (0, 0, 8)])
-    (result,) = predict(make_module(prior), batch)
-    assert seen == [2]
-    expected = psnr(prior.decode(encode(batch.x)), batch.x)[:, 0]
-    assert [row["psnr_first_vae"] for row in result.measured] == pytest.approx(expected.tolist(), abs=1e-4)
+    batches = [batch, make_batch(prior, [2, 0])]
+    results = predict(make_module(prior), *batches)
+    assert seen == [2, 1]
+    for batch, result in zip(batches, results, strict=True):
+        expected = psnr(prior.decode(encode(batch.x)), batch.x)[:, 0]
+        assert [row["psnr_first_vae"] for row in result.measured] == pytest.approx(expected.tolist(), abs=1e-4)
 
 
 def test_sensor_noise_of_a_frame_does_not_depend_on_which_are_observed(prior):

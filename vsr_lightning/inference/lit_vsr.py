@@ -72,6 +72,7 @@ class LitVSR(L.LightningModule):
         self.observe_reconstruction = observe_reconstruction
         self.on_step: Callable[[], None] | None = None
         self._cold = False  # compiled, but not run yet
+        self._vae_scores: dict[tuple[int, int], dict[str, float]] = {}  # by clip
 
     def compile_networks(self, autocast: torch.dtype | None = None) -> None:
         """Pays for jobs of more than some minutes. `autocast`: see `Prior.compile_for_sampling`."""
@@ -145,16 +146,32 @@ class LitVSR(L.LightningModule):
         table = {"residual_rms": ((y - y_hat).square().flatten(1).sum(dim=1) / pixels).sqrt()}
         for suffix, video in {"": x_hat, "_bicubic": bicubic}.items():
             table |= {name + suffix: values for name, values in scores(video, batch.x).items()}
-        firsts, which = distinct_clips(batch)
-        of_vae = scores(self._reconstruct(batch.x[firsts]), batch.x[firsts])
-        table |= {f"{name}_vae": values[which] for name, values in of_vae.items()}
-        columns = {name: values.tolist() for name, values in table.items()}
-        return [{name: values[i] for name, values in columns.items()} for i in range(batch.size)]
+        rows = [row | of_vae for row, of_vae in zip(_rows(table), self._measure_vae(batch), strict=True)]
+        return rows[: batch.size]
+
+    def _measure_vae(self, batch: ObservationBatch) -> list[dict[str, float]]:
+        """The scores of the VAE's reconstruction of each sample's clip, which is measured when it first comes."""
+        clips = _clips(batch)
+        if new := {clip: place for place, clip in enumerate(clips) if clip not in self._vae_scores}:
+            x = batch.x[[*new.values()]]
+            table = {f"{name}_vae": values for name, values in scores(self._reconstruct(x), x).items()}
+            self._vae_scores |= zip(new, _rows(table), strict=True)
+        return [self._vae_scores[clip] for clip in clips]
+
+
+def _rows(table: Mapping[str, Tensor]) -> list[dict[str, float]]:
+    """Columns, (B,) each, as B rows. The device is waited for once."""
+    return [dict(zip(table, row, strict=True)) for row in torch.stack([*table.values()], dim=1).tolist()]
+
+
+def _clips(batch: ObservationBatch) -> list[tuple[int, int]]:
+    """What names the clip of each sample."""
+    return [(seed, video) for seed, video, _ in batch.keys]
 
 
 def distinct_clips(batch: ObservationBatch) -> tuple[list[int], list[int]]:
     """Where each clip of a batch, which repeats few, stands first; and which of these each sample is of, B numbers."""
-    clips = [(seed, video) for seed, video, _ in batch.keys]
+    clips = _clips(batch)
     places = {clip: place for place, clip in enumerate(dict.fromkeys(clips))}
     return [clips.index(clip) for clip in places], [places[clip] for clip in clips]
 
