@@ -14,6 +14,7 @@ from vsr_lightning.conditions import CONDITION
 from vsr_lightning.errors import UserError
 from vsr_lightning.evaluation.results import (
     COLUMNS,
+    NewRows,
     RowWriter,
     column_mean,
     item_key,
@@ -77,6 +78,18 @@ def test_rows_of_all_ranks_are_read(tmp_path):
     assert [row["video"] for row in rows] == [0, 1, 2]
     assert rows[0] == item(video=0)
     assert (rows[2]["psnr_first"], rows[2]["prior"]) == (21.5, "a/b")
+
+
+def test_new_rows_of_all_ranks_are_counted(tmp_path):
+    first = RowWriter(tmp_path, rank=0)
+    first.append([item(video=0)])
+    new = NewRows(tmp_path)
+    assert new.count() == 0
+    first.append([item(video=1), item(video=1)])
+    RowWriter(tmp_path, rank=1).append([item(video=2)])  # a file that was not there yet
+    assert [new.count(), new.count()] == [3, 3]
+    first.append([item(video=3)])
+    assert new.count() == 4
 
 
 @pytest.mark.parametrize("torn", ['{"video": 1, "noi', '{"video": 1, "noise": 0}', "\0\0\0"])

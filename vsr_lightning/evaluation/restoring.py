@@ -238,7 +238,7 @@ class SamplingProgress(Callback):
     def on_predict_start(self, trainer: L.Trainer, pl_module: LitVSR) -> None:  # type: ignore[override]
         if trainer.is_global_zero:
             dataset = _dataset(trainer)
-            self._before = results.count_rows(self.folder)
+            self._rows = results.NewRows(self.folder)
             self.bar = tqdm(
                 total=sum(dataset.items_of(index)[0].steps for index in range(len(dataset))),
                 bar_format="{desc}: {percentage:3.0f}%|{bar}| {postfix[0]} restorations [{elapsed}<{remaining}]",
@@ -255,8 +255,7 @@ class SamplingProgress(Callback):
 
     def _count(self, trainer: L.Trainer) -> None:
         if trainer.is_global_zero:
-            done = results.count_rows(self.folder) - self._before
-            self.bar.postfix[0] = f"{done}/{len(_dataset(trainer).items)}"
+            self.bar.postfix[0] = f"{self._rows.count()}/{len(_dataset(trainer).items)}"
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._count(trainer)  # other devices may have written more

@@ -39,7 +39,7 @@ COLUMNS = (
 
 def _parse(text: str) -> Any:
     """A CSV cell: an int or a float where it reads as one, None where it is empty, else the text itself."""
-    for number in (int, float):
+    for number in (float,) if "." in text else (int, float):  # a try that fails takes a while
         try:
             return number(text)
         except ValueError:
@@ -141,7 +141,7 @@ def read_rows(run_dir: Path) -> list[Row]:
     Raises UserError naming file and line if a line other than a torn last one is no row.
     """
     rows: dict[tuple, Row] = {}
-    for path in sorted(Path(run_dir).glob("rows/rank-*.jsonl")):
+    for path in _row_files(Path(run_dir)):
         for row in _read_lines(path):
             key = item_key(row)
             if key not in rows or (_is_ok(row) and not _is_ok(rows[key])):
@@ -164,9 +164,28 @@ def _read_lines(path: Path) -> list[Row]:
     return rows
 
 
-def count_rows(run_dir: Path) -> int:
-    """The number of rows that all ranks have written, those of items that failed and were tried again included."""
-    return sum(path.read_bytes().count(b"\n") for path in Path(run_dir).glob("rows/rank-*.jsonl"))
+class NewRows:
+    """Counts the rows that all ranks write from now on, those of items that failed and were tried again included.
+
+    Reads each row once, however often it is asked.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = Path(run_dir)
+        self._read = {path: path.stat().st_size for path in _row_files(self._run_dir)}  # bytes
+        self._count = 0
+
+    def count(self) -> int:
+        for path in _row_files(self._run_dir):
+            with path.open("rb") as file:
+                file.seek(self._read.get(path, 0))
+                self._count += file.read().count(b"\n")
+                self._read[path] = file.tell()
+        return self._count
+
+
+def _row_files(run_dir: Path) -> list[Path]:
+    return sorted(run_dir.glob("rows/rank-*.jsonl"))
 
 
 def _is_ok(row: Mapping[str, Any]) -> bool:
