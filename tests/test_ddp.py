@@ -74,7 +74,7 @@ def test_a_sweep_by_two_processes_has_the_rows_of_one(tiny_prior, tmp_path):
     overrides = [*SWEEP, f"prior={tiny_prior}", f"runs_dir={tmp_path}", "grid.order=[random]", "trainer.batch_size=2"]
     path = EXPERIMENTS / "sweep_frames.yaml"
     out = output_of_two("-m", "vsr_lightning", "sweep", str(path), *overrides, "name=two", "full=true")
-    assert out.count("after the first batch") == out.count("waiting for other devices") == 1
+    assert out.count("after the first batch") == out.count("waiting for other processes") == 1
     assert json.loads((tmp_path / "two" / "meta.json").read_text())["seconds"]["waiting"] > 0
     by_rank = rows_by_rank(tmp_path / "two")
     assert [len(rows) for rows in by_rank] == [4, 2]

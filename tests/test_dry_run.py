@@ -56,11 +56,11 @@ def test_time_from_rows_of_this_prior_on_this_hardware(overrides, tmp_path):
 
 @pytest.fixture
 def on_a_gpu(overrides, monkeypatch):
-    """Overrides of a sweep that would be on two GPUs, with batches of 3 as before."""
+    """Overrides of a sweep that would be on two GPUs, in bf16 and with batches of 3."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr("vsr_lightning.provenance.hardware", lambda: "a GPU")
-    return [*overrides, "trainer.accelerator=gpu"]
+    return [*overrides, "trainer.accelerator=gpu", "trainer.precision=auto"]
 
 
 def write_run(folder, job, batches, **meta):
@@ -97,7 +97,7 @@ def test_a_run_that_went_on_elsewhere_says_nothing_of_this_hardware(on_a_gpu, tm
 
 
 def test_a_run_in_another_precision_says_nothing_of_this_one(on_a_gpu, tmp_path):
-    experiment = load_config(SWEEP, [*on_a_gpu, "trainer.precision=auto"])
+    experiment = load_config(SWEEP, on_a_gpu)
     write_run(tmp_path / "runs/slow", prepare(experiment), [3], precision="32-true")
     assert "time: unknown" in dry_run(experiment)  # bf16-mixed, on a GPU
     write_run(tmp_path / "runs/fast", prepare(experiment), [3], precision="bf16-mixed")

@@ -210,7 +210,7 @@ def test_deterministic_is_asked_of_torch_while_sampling_and_changes_nothing_on_a
         (
             5.0,
             "25 s after the first batch, 36.0% were sampling, 16.0% grid, scores and rows, "
-            "20.0% waiting for other devices, 28.0%",
+            "20.0% waiting for other processes, 28.0%",
         ),
     ],
 )
@@ -231,6 +231,15 @@ def test_what_the_time_was_spent_on_is_told_and_kept(waiting, told, tmp_path, mo
     seconds |= {"means": 3.0, "tables": 0.0, "figures": 0.0, "wandb": 4.0}
     meta = json.loads((tmp_path / "meta.json").read_text())
     assert meta == {"seconds": {}, "resumed": [{"git": "b"}, {"git": "c", "seconds": seconds}]}
+
+
+def test_the_clock_is_read_where_a_part_ends(tiny_prior, tmp_path, monkeypatch):
+    """Nothing waits in a single process."""
+    end, parts = Clock.end, []
+    monkeypatch.setattr(Clock, "end", lambda self, part: (parts.append(part), end(self, part))[1])
+    sweep(experiment(tiny_prior, tmp_path))
+    batches = ["rows"] * 2  # the first of three begins the count
+    assert parts == [*batches, "rows", "tables", "means", "tables", "figures", "wandb"]
 
 
 def test_each_go_keeps_what_it_spent_its_time_on(tiny_prior, tmp_path, capsys):

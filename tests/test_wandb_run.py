@@ -131,6 +131,11 @@ def test_clips_have_captions_that_tell_them_apart(tmp_path):
     assert captions == ["sequential, frames: 3, video 0", "sequential, frames: 3, video 3"]
 
 
+def test_a_gap_in_a_column_of_texts_stays_one():
+    table = wandb_run._wandb_table([{"kernel": "box"}, {"kernel": None}, {"kernel": 2}])
+    assert table.get_column("kernel") == ["box", None, "2"]
+
+
 def test_a_clip_that_cannot_be_written_is_no_silent_loss(tmp_path, monkeypatch):
     def fail(clip, path):
         raise OSError("no space")

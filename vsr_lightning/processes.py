@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -20,8 +20,8 @@ def uses_gpu(experiment: Experiment) -> bool:
     return experiment.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
-def precision(experiment: Experiment, kind: str) -> Any:
-    """Lightning's name of the precision of a run of that kind, `train` or `sweep`."""
+def precision(experiment: Experiment, kind: Literal["train", "sweep"]) -> Any:
+    """Lightning's name of the precision of a run of that kind."""
     if experiment.trainer.precision != "auto":
         return experiment.trainer.precision
     in_bf16 = uses_gpu(experiment) or (kind == "sweep" and multiplies_bf16())
@@ -29,7 +29,7 @@ def precision(experiment: Experiment, kind: str) -> Any:
 
 
 def multiplies_bf16() -> bool:
-    """Whether the CPU has instructions for bf16; without, it is slower than float32."""
+    """Whether this is an x86 CPU with instructions for bf16; without, it is slower than float32. ARM was not tried."""
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 

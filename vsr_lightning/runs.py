@@ -4,7 +4,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -42,7 +42,7 @@ def find_run(experiment: Experiment, kind: str, inputs: dict[str, str]) -> Path:
     return folder
 
 
-def open_run(experiment: Experiment, kind: str, inputs: dict[str, str]) -> Path:
+def open_run(experiment: Experiment, kind: Literal["train", "sweep"], inputs: dict[str, str]) -> Path:
     """Make or reopen the folder `runs_dir/name` of a run of a `kind`, `train` or `sweep`.
 
     `inputs` are fingerprints of what the results depend on beside the configuration. `meta.json` keeps them, what
@@ -64,11 +64,29 @@ def open_run(experiment: Experiment, kind: str, inputs: dict[str, str]) -> Path:
     return folder
 
 
+def keep_precision(experiment: Experiment) -> None:
+    """Let `trainer.precision: auto` be what the experiment's folder was made in so far, if it is there.
+
+    Its rows are averaged: a new default, or another machine's, is for new folders.
+    """
+    before = _last_go(_read_meta(experiment.folder / "meta.json"))
+    if before and experiment.trainer.precision == "auto":
+        experiment.trainer.precision = precision_of(before)
+
+
+def precision_of(go: dict[str, Any]) -> str:
+    """What a go computed in; of those that are older than its record, what was the default then."""
+    return go.get("precision", "32-true" if go.get("hardware", "").startswith("CPU") else "bf16-mixed")
+
+
 def _changes(before: dict[str, Any], go: dict[str, Any]) -> list[str]:
     """What a go does otherwise than the one before, though its results are of the same run."""
-    git, precision = (before.get(key, go[key]) for key in ("git", "precision"))
-    lines = [f"so far made by other code ({git}); now by {go['git']}"] if git != go["git"] else []
-    if precision != go["precision"]:
+    if not before:
+        return []
+    lines = []
+    if (git := before.get("git", go["git"])) != go["git"]:
+        lines.append(f"so far made by other code ({git}); now by {go['git']}")
+    if (precision := precision_of(before)) != go["precision"]:
         as_before = f"as before with trainer.precision={precision}"
         lines.append(f"so far made in {precision}; now in {go['precision']} ({as_before})")
     return lines

@@ -58,6 +58,6 @@ def tell(folder: Path, seconds: dict[str, float]) -> None:
 
     shares = [f"{share('sampling')} were sampling", f"{share('scores', 'rows')} grid, scores and rows"]
     if seconds["waiting"]:
-        shares.append(f"{share('waiting')} waiting for other devices")
+        shares.append(f"{share('waiting')} waiting for other processes")
     shares.append(f"{share(*CONCLUDING)} means, tables, figures and W&B")
     print(f"of the {total:.0f} s after the first batch, {', '.join(shares)}")

@@ -9,7 +9,7 @@ from statistics import median
 
 import yaml
 
-from vsr_lightning import files, processes, provenance
+from vsr_lightning import files, processes, provenance, runs
 from vsr_lightning.conditions import CONDITION, Item
 from vsr_lightning.errors import UserError
 from vsr_lightning.evaluation import results
@@ -28,6 +28,7 @@ def dry_run(experiment: Experiment, limit: int | None = None) -> str:
     """
     job = prepare(experiment, launched=False)
     folder = job.find_folder()
+    runs.keep_precision(experiment)
     held = take_inventory(folder)
     missing = job.missing(held)
     now = first_look(missing, limit)
@@ -91,7 +92,7 @@ def _seconds_per_step(job: Job) -> Iterator[tuple[str, float]]:
     """Sampler, and seconds of its step for one item of a full batch, in every run folder beside this one and in it."""
     precision = processes.precision(job.experiment, "sweep")
     for meta_path in sorted(Path(job.experiment.runs_dir).glob("**/meta.json")):
-        if _machines(meta_path, precision) != {(provenance.hardware(), precision)}:
+        if _machines(meta_path) != {(provenance.hardware(), precision)}:
             continue
         rows = [row for row in _readable_rows(meta_path.parent) if _is_alike(row, job)]
         shares = _shares_of_full_batch(rows, meta_path.parent, job.experiment)
@@ -130,15 +131,12 @@ def _is_alike(row: Row, job: Job) -> bool:
     return same and numbers and row["status"] == "ok"
 
 
-def _machines(meta_path: Path, precision: str) -> set[tuple[str, str]]:
-    """Hardware and precision of all goes of a run, as its rows do not say which go they are of.
-
-    `precision` is taken for that of goes which are older than its record.
-    """
+def _machines(meta_path: Path) -> set[tuple[str, str]]:
+    """Hardware and precision of all goes of a run, as its rows do not say which go they are of."""
     try:
         meta = json.loads(meta_path.read_text())
         goes = (meta, *meta.get("resumed", []))
-        return {(go.get("hardware", ""), go.get("precision", precision)) for go in goes}
+        return {(go.get("hardware", ""), runs.precision_of(go)) for go in goes}
     except (OSError, ValueError, AttributeError, TypeError):
         return set()
 

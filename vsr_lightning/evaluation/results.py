@@ -39,7 +39,7 @@ COLUMNS = (
 
 def _parse(text: str) -> Any:
     """A CSV cell: an int or a float where it reads as one, None where it is empty, else the text itself."""
-    for number in (float,) if "." in text else (int, float):  # a try that fails takes a while
+    for number in (int, float):
         try:
             return number(text)
         except ValueError:
@@ -195,13 +195,13 @@ def _is_ok(row: Mapping[str, Any]) -> bool:
 # -------------------------------------------------------------------------------------------- tables
 
 
-def write_tables(run_dir: Path, measured: Sequence[Row] | None = None) -> None:
-    """Make `results.csv` and `summary.csv` from the rows measured so far, and `means.csv` if it is there.
+def write_tables(run_dir: Path, written: Sequence[Row] | None = None) -> None:
+    """Make `results.csv` and `summary.csv` from the rows written so far, and `means.csv` if it is there.
 
-    Who has just read the rows passes them on as `measured`.
+    `written`: these rows, if `read_rows` was asked for them already.
     """
     run_dir = Path(run_dir)
-    by_key = {item_key(row): row for row in (read_rows(run_dir) if measured is None else measured)}
+    by_key = {item_key(row): row for row in (read_rows(run_dir) if written is None else written)}
     # One spelling of each key, so that readers need not know that 2 and 2.0 are the same condition.
     rows = [by_key[key] | dict(zip((*CONDITION, *ITEM), key, strict=True)) for key in sorted(by_key, key=sortable)]
     means_path = run_dir / "means.csv"

@@ -40,6 +40,7 @@ def sweep(experiment: Experiment, limit: int | None = None) -> Path:
     started = time.time()
     job = prepare(experiment)
     folder = job.find_folder()  # refuses rows of another prior before the folder is said to be of this one
+    runs.keep_precision(experiment)
     wandb_logger.logging_mode(experiment)  # told before anything is written
     with results.RowWriter(folder, processes.rank()) as rows:  # before all else: another process may be at work here
         runs.open_run(experiment, "sweep", job.inputs)

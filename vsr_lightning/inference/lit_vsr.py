@@ -152,10 +152,11 @@ class LitVSR(L.LightningModule):
     def _measure_vae(self, batch: ObservationBatch) -> list[dict[str, float]]:
         """The scores of the VAE's reconstruction of each sample's clip, which is measured when it first comes."""
         clips = _clips(batch)
-        if new := {clip: place for place, clip in enumerate(clips) if clip not in self._vae_scores}:
-            x = batch.x[[*new.values()]]
-            table = {f"{name}_vae": values for name, values in scores(self._reconstruct(x), x).items()}
-            self._vae_scores |= zip(new, _rows(table), strict=True)
+        for place, clip in enumerate(clips):
+            if clip not in self._vae_scores:
+                x = batch.x[place : place + 1]  # by itself, so that rounding is the same whatever it comes with
+                of_vae = scores(self._reconstruct(x), x)
+                (self._vae_scores[clip],) = _rows({f"{name}_vae": values for name, values in of_vae.items()})
         return [self._vae_scores[clip] for clip in clips]
 
 
