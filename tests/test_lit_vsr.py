@@ -155,6 +155,11 @@ def test_observation_made_from_the_reconstruction_where_that_is_asked_for(prior)
     assert all(row["psnr_first"] == math.inf for row in result.measured)  # measured against the truth all the same
 
 
+def test_the_time_of_a_padded_batch_is_shared_by_what_it_is_for(prior):
+    (result,) = predict(make_module(prior), make_batch(prior, [0, 1, 1, 1], size=2))
+    assert [row["seconds"] for row in result.measured] == pytest.approx([result.seconds / 2] * 2)
+
+
 def test_the_vae_sees_each_clip_once(prior, monkeypatch):
     """Clips of samples 0 and 2 are one, under two noise instances, and come again in another batch."""
     seen, encode = [], prior.encode

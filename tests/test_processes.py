@@ -5,14 +5,17 @@ import json
 import lightning as L
 import pytest
 import torch
-from tiny_sweep import experiment
+from tiny_sweep import SWEEP, experiment
 
-from vsr_lightning import processes
+from vsr_lightning import processes, runs
+from vsr_lightning.config import load_config
 from vsr_lightning.evaluation import restoring
 from vsr_lightning.evaluation.dry_run import dry_run
 from vsr_lightning.evaluation.run import sweep
 from vsr_lightning.experiment import Experiment, Trainer
+from vsr_lightning.training.run import make_trainer
 
+VAE = SWEEP.with_name("vae.yaml")
 GPU, AVX, AMX, OLD = "a GPU", "avx512_bf16", "amx_bf16", "a CPU without"
 ONE = ("grid.num_frames=[1]", "grid.noises=1", "figures=[]")  # of two videos: two items
 KINDS = {"bf16-mixed": True, "32-true": False}  # whether the CPU has instructions for it
@@ -95,3 +98,12 @@ def test_folders_older_than_the_record_are_of_the_former_default(
     sweep(experiment(*command, "trainer.precision=auto"))
     assert computed_in == ["32-true"] * 2
     assert "so far made in" not in capsys.readouterr().err
+
+
+def test_training_computes_in_the_precision_that_is_recorded(tmp_path, monkeypatch):
+    """In float32, also on a CPU that samples in bf16."""
+    on_a_cpu(monkeypatch, has_bf16=True)
+    experiment = load_config(VAE, ["trainer.accelerator=cpu", "logging.mode=disabled", f"runs_dir={tmp_path}"])
+    meta = json.loads((runs.open_run(experiment, "train", {}) / "meta.json").read_text())
+    trainer = make_trainer(experiment, experiment.folder, tmp_path / "last.ckpt")
+    assert trainer.precision == meta["precision"] == "32-true"
