@@ -75,7 +75,8 @@ def test_a_sweep_by_two_processes_has_the_rows_of_one(tiny_prior, tmp_path):
     path = EXPERIMENTS / "sweep_frames.yaml"
     out = output_of_two("-m", "vsr_lightning", "sweep", str(path), *overrides, "name=two", "full=true")
     assert out.count("after the first batch") == out.count("waiting for other processes") == 1
-    assert json.loads((tmp_path / "two" / "meta.json").read_text())["seconds"]["waiting"] > 0
+    # The first process may be the last to finish: then it waits for less than the milliseconds that are kept.
+    assert json.loads((tmp_path / "two" / "meta.json").read_text())["seconds"].keys() >= {"sampling", "waiting"}
     by_rank = rows_by_rank(tmp_path / "two")
     assert [len(rows) for rows in by_rank] == [4, 2]
     two = {results.item_key(row): row for rows in by_rank for row in rows}
