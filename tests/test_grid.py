@@ -145,8 +145,8 @@ def test_padding_repeats_the_last_sample():
     samples = [(make_item(video=video), to_video(clips[video])) for video in (0, 1)]
     batch, padded = observation_batch(samples, seed=0), observation_batch(samples, seed=0, pad_to=5)
     assert (padded.size, len(padded.x), len(padded.keys), len(padded.sigma_h)) == (2, 5, 5, 5)
-    assert torch.equal(padded.x[:2], batch.x)
-    assert all(torch.equal(x, batch.x[1]) for x in padded.x[2:])
+    assert torch.equal(padded.clips, batch.clips)  # whatever is repeated, each clip is there once
+    assert padded.clip_of.tolist() == [0, 1, 1, 1, 1]
     assert padded.keys == batch.keys + batch.keys[-1:] * 3
 
 
@@ -174,6 +174,7 @@ def test_each_clip_is_taken_once_for_all_batches():
     assert clips.taken == [1, 0, 2]
     for batch, videos in ((first, [1, 0, 1, 0, 0, 0]), (second, [2, 2, 1, 1, 1, 1])):
         assert torch.equal(batch.x, to_video(make_clips()[videos]))
+        assert len(batch.clips) == len(set(videos))
 
 
 def test_so_many_clips_are_kept_and_no_more(monkeypatch):

@@ -45,10 +45,12 @@ def prior(tiny_prior) -> Prior:
 
 def make_batch(prior: Prior, items: list[int], size: int | None = None, **changes) -> ObservationBatch:
     """Item i is a video of its own, observed under conditions of its own."""
-    x = [torch.rand(prior.video_shape, generator=torch.Generator().manual_seed(100 + i)) * 2 - 1 for i in items]
+    distinct = [*dict.fromkeys(items)]
+    clips = [torch.rand(prior.video_shape, generator=torch.Generator().manual_seed(100 + i)) * 2 - 1 for i in distinct]
     observed = [list(range(1 + 3 * i)) for i in items]
     values = {
-        "x": torch.stack(x),
+        "clips": torch.stack(clips),
+        "clip_of": torch.tensor([distinct.index(i) for i in items]),
         "mask": frame_mask(observed, prior.video_shape[0]),
         "sigma_h": [1.0 + i for i in items],
         "sigma_y": torch.tensor([0.02 + 0.1 * i for i in items]),
@@ -116,7 +118,7 @@ def test_padding_changes_nothing_and_is_dropped(prior):
     module = make_module(prior)
     last = make_batch(prior, [0, 1, 1], size=2)
     other = make_batch(prior, [0, 1, 2], size=2)
-    other.x[2] = torch.nan
+    other.clips[2] = torch.nan
     for padded in predict(module, last, other):
         assert len(padded.y) == len(padded.x_hat) == len(padded.measured) == len(padded.status) == 2
     first, second = predict(module, last, other)
@@ -184,7 +186,7 @@ def test_sensor_noise_of_a_frame_does_not_depend_on_which_are_observed(prior):
 def test_measurements(prior):
     """A restoration off by 0.2 on frame 0 and by 0.02 elsewhere, without blur or decimation."""
     batch = make_batch(prior, [0, 1], factor=1, sigma_h=[0.0, 0.0], sigma_y=torch.tensor([0.0, 0.5]))
-    batch.x *= 0.5  # away from the ends, where clamping would change the error
+    batch.clips *= 0.5  # away from the ends, where clamping would change the error
     offset = torch.full((prior.video_shape[0], 1, 1, 1), 0.02)
     offset[0] = 0.2
     (result,) = predict(make_module(prior, sampler=answer_with(batch.x + offset)), batch)

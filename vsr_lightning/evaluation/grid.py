@@ -131,10 +131,13 @@ def observation_batch(samples: list[Sample], seed: int, pad_to: int | None = Non
     size = len(samples)
     samples = samples + samples[-1:] * ((pad_to or size) - size)
     items = [item for item, _ in samples]
-    x = torch.stack([video for _, video in samples])
+    clips = {item.video: video for item, video in samples}
+    places = {number: place for place, number in enumerate(clips)}
+    frames = len(samples[0][1])
     return ObservationBatch(
-        x=x,
-        mask=frame_mask([frames_of(item, x.shape[1], seed) for item in items], x.shape[1]),
+        clips=torch.stack([*clips.values()]),
+        clip_of=torch.tensor([places[item.video] for item in items]),
+        mask=frame_mask([frames_of(item, frames, seed) for item in items], frames),
         sigma_h=[item.sigma_h for item in items],
         sigma_y=torch.tensor([item.sigma_y for item in items]),
         keys=[(seed, item.video, item.noise) for item in items],

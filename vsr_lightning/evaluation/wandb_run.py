@@ -5,7 +5,6 @@ import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +71,12 @@ def log_results(run: Any, run_dir: Path, figures: Iterable[Path]) -> None:
 
     run_dir = Path(run_dir)
     clips = read_clips(run_dir) if (run_dir / "clips.h5").exists() else []
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as threads:
-        gifs = [Path(folder) / f"{index}.gif" for index in range(len(clips))]
-        written = threads.map(write_gif, clips, gifs)  # mostly compression, which lets tables be made meanwhile
-        _log_tables(run, run_dir)
-        images = {f"figures/{path.stem}": wandb.Image(str(path)) for path in map(Path, figures)}
-        if images:
-            run.log(images)
-        if clips:
-            list(written)  # raises what went wrong
-            _log_clips(run, clips, gifs)  # W&B copies the files
+    _log_tables(run, run_dir)
+    images = {f"figures/{path.stem}": wandb.Image(str(path)) for path in map(Path, figures)}
+    if images:
+        run.log(images)
+    if clips:
+        _log_clips(run, clips)
 
 
 def _log_tables(run: Any, run_dir: Path) -> None:
@@ -150,12 +145,15 @@ def _labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return ["/".join([*setting, row["order"]]) for setting, row in zip(settings, rows, strict=True)]
 
 
-def _log_clips(run: Any, clips: Sequence[Row], gifs: Sequence[Path]) -> None:
+def _log_clips(run: Any, clips: Sequence[Row]) -> None:
     """All clips under one name, which a panel can be given before any sweep; captions tell them apart."""
     import wandb
 
-    videos = []
-    for clip, label, gif in zip(clips, _labels(clips), gifs, strict=True):
-        caption = f"{label}, frames: {clip['num_frames']}, video {clip['video']}"
-        videos.append(wandb.Video(str(gif), caption=caption, format="gif"))
-    run.log({"clips/restored": videos})
+    with tempfile.TemporaryDirectory() as folder:
+        videos = []
+        for index, (clip, label) in enumerate(zip(clips, _labels(clips), strict=True)):
+            gif = Path(folder) / f"{index}.gif"
+            write_gif(clip, gif)
+            caption = f"{label}, frames: {clip['num_frames']}, video {clip['video']}"
+            videos.append(wandb.Video(str(gif), caption=caption, format="gif"))
+        run.log({"clips/restored": videos})  # W&B copies the files

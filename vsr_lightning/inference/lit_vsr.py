@@ -23,9 +23,10 @@ WARM_UP_STEPS = 3  # a CUDA graph is captured at the second call
 
 @dataclass
 class ObservationBatch:
-    """B clips and how each is observed. Entries past `size` are padding that keeps the batch shape fixed."""
+    """B samples: clips, and how each is observed. Samples past `size` are padding that keeps the shape fixed."""
 
-    x: Tensor  # true video (B, F, C, H, W) in [-1, 1]
+    clips: Tensor  # the true videos, each once: (n, F, C, H, W) in [-1, 1]
+    clip_of: Tensor  # (B,), the clip that each sample is of
     mask: Tensor  # (B, F), 1 where a frame is observed
     sigma_h: list[float]  # blur width of each sample, HR pixels
     sigma_y: Tensor  # (B,), sensor noise on the [-1, 1] scale
@@ -36,6 +37,11 @@ class ObservationBatch:
     steps: int
     zeta: Tensor  # (B,)
     size: int
+
+    @property
+    def x(self) -> Tensor:
+        """The true video of each sample (B, F, C, H, W)."""
+        return self.clips[self.clip_of]
 
 
 @dataclass
@@ -81,16 +87,14 @@ class LitVSR(L.LightningModule):
 
     def predict_step(self, batch: ObservationBatch, batch_idx: int) -> Restoration:
         if self._cold:  # compilation is no sampling time
-            self._warm_up(len(batch.x), batch.x.device)
+            self._warm_up(len(batch.keys), batch.clips.device)
         started = time.perf_counter()
         degradation = replace(self.degradation, factor=batch.factor, kernel=batch.kernel)
-        operator = degradation.operator(batch.sigma_h, batch.x.shape[-2], batch.x.shape[-1], batch.x.device)
-        x = batch.x
-        if self.observe_reconstruction:
-            firsts, which = distinct_clips(batch)
-            x = self._reconstruct(x[firsts])[which]
-        y = observe(replace(batch, x=x), operator)
-        blur = degradation.widths(x.shape[-1], batch.sigma_h)
+        height, width = batch.clips.shape[-2:]
+        operator = degradation.operator(batch.sigma_h, height, width, batch.clips.device)
+        seen = replace(batch, clips=self._reconstruct(batch.clips)) if self.observe_reconstruction else batch
+        y = observe(seen, operator)
+        blur = degradation.widths(width, batch.sigma_h)
         failures = FailureLog(len(y), y.device)
 
         def on_step(index: int, step: Step, residual: Tensor) -> None:
@@ -151,10 +155,11 @@ class LitVSR(L.LightningModule):
 
     def _measure_vae(self, batch: ObservationBatch) -> list[dict[str, float]]:
         """The scores of the VAE's reconstruction of each sample's clip, which is measured when it first comes."""
-        clips = _clips(batch)
+        clips = [(seed, video) for seed, video, _ in batch.keys]
         for place, clip in enumerate(clips):
             if clip not in self._vae_scores:
-                x = batch.x[place : place + 1]  # by itself, so that rounding is the same whatever it comes with
+                # By itself, so that rounding is the same whatever it comes with.
+                x = batch.clips[batch.clip_of[place : place + 1]]
                 of_vae = scores(self._reconstruct(x), x)
                 (self._vae_scores[clip],) = _rows({f"{name}_vae": values for name, values in of_vae.items()})
         return [self._vae_scores[clip] for clip in clips]
@@ -163,18 +168,6 @@ class LitVSR(L.LightningModule):
 def _rows(table: Mapping[str, Tensor]) -> list[dict[str, float]]:
     """Columns, (B,) each, as B rows. The device is waited for once."""
     return [dict(zip(table, row, strict=True)) for row in torch.stack([*table.values()], dim=1).tolist()]
-
-
-def _clips(batch: ObservationBatch) -> list[tuple[int, int]]:
-    """What names the clip of each sample."""
-    return [(seed, video) for seed, video, _ in batch.keys]
-
-
-def distinct_clips(batch: ObservationBatch) -> tuple[list[int], list[int]]:
-    """Where each clip of a batch, which repeats few, stands first; and which of these each sample is of, B numbers."""
-    clips = _clips(batch)
-    places = {clip: place for place, clip in enumerate(dict.fromkeys(clips))}
-    return [clips.index(clip) for clip in places], [places[clip] for clip in clips]
 
 
 def observe(batch: ObservationBatch, operator: SeparableOperator) -> Tensor:
