@@ -1,10 +1,14 @@
 """Shared by tests: no network, keys or data; tiny untrained priors; a spy on batches; a finished run's folder."""
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton asks when it is first imported
 
 torch.set_num_threads(1)  # tiny tensors: the workers of OpenMP would only wait for each other
 

@@ -12,7 +12,7 @@ from vsr_lightning.inference.noise import SamplerNoise
 from vsr_lightning.metrics import psnr
 from vsr_lightning.models.prior import load_prior
 from vsr_lightning.models.vae import Conv2d, GroupNorm, PixelShuffle, SubpixelConv2d
-from vsr_lightning.models.video_dit import Linear
+from vsr_lightning.models.video_dit import Attention, Linear
 
 
 @pytest.mark.parametrize(("mean", "spread", "tolerance"), [(0.5, 1.0, 1e-4), (1000.0, 0.1, 5e-3), (123.456, 0.0, 1e-4)])
@@ -75,6 +75,25 @@ def test_a_bias_added_apart_is_pytorchs(ours, pytorchs, sizes, shape):
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
     for found, expected in zip(values_and_gradients(compiled, x), values_and_gradients(reference, x), strict=True):
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_bias_of_values_that_goes_around_attention_is_the_same(trained):
+    """Values and all gradients; it goes around only when compiled for training."""
+    torch.manual_seed(0)
+    attention = Attention(width=24, heads=3)
+    for parameter in attention.parameters():
+        nn.init.normal_(parameter, mean=0.1, std=0.3)
+    x = torch.randn(2, 5, 24)
+    expected = values_and_gradients(attention, x)
+    attention.requires_grad_(trained)
+    compiled = torch.compile(attention, backend="aot_eager", fullgraph=True)
+    if trained:
+        found = values_and_gradients(compiled, x)
+        assert not torch.equal(found[0], expected[0])  # another order of sums
+        torch.testing.assert_close(found, expected)
+    else:
+        assert torch.equal(compiled(x), expected[0])
 
 
 def test_compiled_and_plain_agree(tiny_prior):

@@ -10,7 +10,6 @@ from vsr_lightning.models.vae import VAE
 from vsr_lightning.models.video_dit import (
     ROPE_BASE,
     Attention,
-    ScaledChannels,
     VideoDiT,
     attend,
     axial_rope,
@@ -50,30 +49,6 @@ def test_autocast_changes_little(attention):
     assert prediction.dtype == torch.float32
     assert (prediction - expected).norm() < 0.05 * expected.norm()
     assert not torch.equal(prediction, expected)
-
-
-def test_scaled_channels_are_a_product():
-    """Both gradients by finite differences; without the weight's, that of x alone."""
-    x, weight = torch.randn(2, 5, 2, 3, 4).double().requires_grad_(), torch.randn(2, 4).double().requires_grad_()
-    torch.testing.assert_close(ScaledChannels.apply(x, weight, torch.float64), x * weight[:, None])
-
-    def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        # Its sums end in float32.
-        return ScaledChannels.apply(x, weight, torch.float64)
-
-    assert torch.autograd.gradcheck(product, (x, weight), rtol=1e-5, atol=1e-5)
-    assert torch.autograd.gradcheck(product, (x, weight.detach()))
-
-
-@pytest.mark.parametrize("trained", [True, False])
-def test_a_frozen_factor_keeps_no_copy_of_what_it_scales(trained):
-    """As in sampling, where memory is for the gradient by the input alone."""
-    x, weight = torch.randn(2, 5, 2, 3, 4, requires_grad=True), torch.randn(2, 4, requires_grad=trained)
-    kept: list[torch.Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each) or each, lambda each: each):
-        ScaledChannels.apply(x, weight, torch.float32).sum().backward()
-    assert (x.shape in [each.shape for each in kept]) == trained
-    assert x.grad is not None
 
 
 def test_attention_written_out_in_bf16_is_as_near_as_bf16_is():

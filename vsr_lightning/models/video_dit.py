@@ -9,7 +9,8 @@ Shapes: B batch, F frames, c latent channels, h w latent cells, S = h w, N token
 """
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from importlib.util import find_spec
 
 import torch
 from einops import rearrange
@@ -19,6 +20,8 @@ from torch.nn import functional
 from vsr_lightning.errors import UserError
 
 ROPE_BASE = 100.0  # the longest axis has some ten positions, where language models have thousands
+EPS = 1e-6  # of norms
+HAS_TRITON = find_spec("triton") is not None
 GELU_SLOPE = 2 * math.sqrt(2 / math.pi)  # (1 + tanh(u)) / 2 = sigmoid(2 u)
 
 
@@ -29,36 +32,17 @@ class Linear(nn.Linear):
     takes all of them in one pass over the gradient.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not (torch.compiler.is_compiling() and self.bias is not None and self.bias.requires_grad):
-            return super().forward(x)
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`bias` (out), if given, stands in for the layer's own."""
+        bias = self.bias if bias is None else bias
+        if bias is None or not _trains_compiled(bias):
+            return functional.linear(x, self.weight, bias)
         out = functional.linear(x, self.weight)
-        bias = self.bias.expand(len(x), *[1] * (x.ndim - 2), -1)
-        return (out.float() + bias).to(out.dtype)
+        return (out.float() + bias.expand(len(x), *[1] * (x.ndim - 2), -1)).to(out.dtype)
 
 
-class ScaledChannels(torch.autograd.Function):
-    """x (B, N, 2, heads, k) times weight (2, k), a factor for each channel.
-
-    Backward, the terms of the weight's gradient are rounded to `dtype`, written to memory, and added up by a matrix
-    product. Inductor would else compute them anew in a slow reduction, rotating gradients back once more.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
-        ctx.dtype = dtype
-        return x * weight[:, None]
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        x, weight = ctx.saved_tensors
-        if not ctx.needs_input_grad[1]:
-            return gradient * weight[:, None], None, None
-        terms = (gradient * x).to(ctx.dtype).flatten(2)  # (B, N, 2 heads k)
-        sums = torch.bmm(terms.new_ones(len(terms), 1, terms.shape[1]), terms)
-        by_head = sums.float().sum(dim=(0, 1)).view(x.shape[2:])
-        return gradient * weight[:, None], by_head.sum(dim=1), None
+def _trains_compiled(parameter: Tensor) -> bool:
+    return torch.compiler.is_compiling() and parameter.requires_grad
 
 
 class Attention(nn.Module):
@@ -68,8 +52,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
-        self.q_norm = nn.RMSNorm(width // heads, eps=1e-6)
-        self.k_norm = nn.RMSNorm(width // heads, eps=1e-6)
+        self.q_norm = nn.RMSNorm(width // heads, eps=EPS)
+        self.k_norm = nn.RMSNorm(width // heads, eps=EPS)
         self.out = Linear(width, width)
 
     def forward(self, x: Tensor, rope: Tensor | None = None) -> Tensor:
@@ -79,14 +63,36 @@ class Attention(nn.Module):
         (w_qk, w_v), (b_qk, b_v) = (
             each.tensor_split([2 * len(each) // 3]) for each in (self.qkv.weight, self.qkv.bias)
         )
-        qk = functional.linear(x, w_qk, b_qk).unflatten(-1, (2, self.heads, -1))
-        v = functional.linear(x, w_v, b_v).unflatten(-1, (self.heads, -1))
-        qk = functional.rms_norm(qk.float(), qk.shape[-1:], eps=self.q_norm.eps)
-        qk = ScaledChannels.apply(qk, torch.stack((self.q_norm.weight, self.k_norm.weight)), v.dtype)
-        if rope is not None:
-            qk = rotate(qk.flatten(2, 3), rope).view_as(qk)
-        q, k, v = (each.transpose(1, 2) for each in (*qk.to(v.dtype).unbind(2), v))
-        return self.out(attend(q, k, v).transpose(1, 2).flatten(2))
+        # The weights of attention add up to one, so the bias of values comes out of it as it went in. Added where the
+        # last layer's is, its gradient needs no pass over those of the values.
+        goes_around = _trains_compiled(b_v)
+        v = functional.linear(x, w_v, None if goes_around else b_v).unflatten(-1, (self.heads, -1))
+        b_out = self.out.bias + (self.out.weight * b_v).sum(dim=1) if goes_around else None
+        q, k = self._queries_and_keys(x, w_qk, b_qk, rope)
+        q, k, v = (each.transpose(1, 2) for each in (q, k, v))
+        return self.out(attend(q, k, v).transpose(1, 2).flatten(2), b_out)
+
+    def _queries_and_keys(self, x: Tensor, weight: Tensor, bias: Tensor, rope: Tensor | None) -> Sequence[Tensor]:
+        """(B, N, heads, D / heads) each, by weight (2 D, D) and bias (2 D), normalised and rotated."""
+        norms = torch.stack((self.q_norm.weight, self.k_norm.weight))
+        if rope is None or not fuses(x, norms.shape[-1]):
+            qk = functional.linear(x, weight, bias).unflatten(-1, (2, self.heads, -1))
+            return prepare(qk, norms, rope, EPS).to(qk.dtype).unbind(2)
+        from vsr_lightning.models import fused_qk  # only where Triton is
+
+        qk = functional.linear(x, weight).unflatten(-1, (2, self.heads, -1))
+        return fused_qk.prepare(qk, bias, norms, rope, EPS)
+
+
+def fuses(x: Tensor, channels: int) -> bool:
+    """Whether `fused_qk` prepares queries and keys of heads with so many channels: a power of 2, compiled for a GPU."""
+    return torch.compiler.is_compiling() and x.is_cuda and HAS_TRITON and channels & (channels - 1) == 0
+
+
+def prepare(qk: Tensor, weight: Tensor, rope: Tensor | None, eps: float) -> Tensor:
+    """RMS norm of qk (B, N, 2, heads, k) by head times weight (2, k), and rotation, in float32; as in `fused_qk`."""
+    qk = functional.rms_norm(qk.float(), qk.shape[-1:], eps=eps) * weight[:, None]
+    return qk if rope is None else rotate(qk.flatten(2, 3), rope).view_as(qk)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -127,11 +133,11 @@ class Block(nn.Module):
         super().__init__()
         hidden = int(width * mlp_ratio)
         self.table = nn.Parameter(torch.zeros(6, width))  # zero gates: every block starts as the identity
-        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=EPS)
         self.attention = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=EPS)
         self.mlp = nn.Sequential(Linear(width, hidden), GELU(), Linear(hidden, width))
-        self.time_norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6) if factorized else None
+        self.time_norm = nn.LayerNorm(width, elementwise_affine=False, eps=EPS) if factorized else None
         self.time_attention = Attention(width, heads) if factorized else None
 
     def forward(self, x: Tensor, modulation: Tensor, rope: Tensor) -> Tensor:
@@ -185,7 +191,7 @@ class VideoDiT(nn.Module):
         self.blocks = nn.ModuleList(
             Block(width, heads, mlp_ratio, factorized=attention == "factorized") for _ in range(depth)
         )
-        self.final_norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.final_norm = nn.LayerNorm(width, elementwise_affine=False, eps=EPS)
         self.final_table = nn.Parameter(torch.zeros(2, width))
         self.final = nn.Linear(width, latent_channels)
         axes = (num_frames, latent_size, latent_size) if attention == "full" else (num_frames,)

@@ -1,0 +1,235 @@
+"""Queries and keys on a GPU: bias, RMS norm and rotation in one pass over memory, and one back, by Triton kernels.
+
+What `torch.compile` makes of the formula goes over the gradient three times: for the input, for the norms' weights and
+for the bias. Here one kernel takes all three; such kernels wait for memory alone, so that is what counts.
+
+Shapes: B batch, N tokens, k channels of a head.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+class Tile(NamedTuple):
+    """What one program works on."""
+
+    tokens: int
+    samples: int  # one after the other, so that it loads rotations and stores sums once
+
+
+# The fastest of those tried on an H200; with sums to keep, a program has registers for fewer tokens.
+FORWARD = BACKWARD = Tile(tokens=32, samples=16)
+BACKWARD_WITH_PARAMETERS = Tile(tokens=8, samples=32)
+HEADS = 2  # of a tile
+WARPS = 4
+
+
+@triton.jit
+def _forward(
+    qk,
+    bias,
+    weight,
+    rope,
+    q,
+    k,
+    samples,
+    tokens,
+    eps,
+    heads: tl.constexpr,
+    half: tl.constexpr,
+    in_tile: tl.constexpr,
+    in_heads: tl.constexpr,
+    in_samples: tl.constexpr,
+):
+    """See `prepare`. A program makes a tile of tokens and heads, of queries or keys, in one sample after the other."""
+    part, token, place_in_part, bias_1, bias_2, weight_1, weight_2, cos, sin = _begin(
+        bias, weight, rope, tokens, heads, half, in_tile, in_heads
+    )
+    out = q
+    if part == 1:
+        out = k
+    for turn in range(in_samples):
+        sample = tl.program_id(2).to(tl.int64) * in_samples + turn
+        there = token < tl.where(sample < samples, tokens, 0)
+        place = ((sample * tokens + token) * 2 + part) * (heads * 2 * half) + place_in_part
+        x_1 = tl.load(qk + place, there, 0.0).to(tl.float32) + bias_1
+        x_2 = tl.load(qk + place + half, there, 0.0).to(tl.float32) + bias_2
+        scale = tl.rsqrt(tl.sum(x_1 * x_1 + x_2 * x_2, 2, keep_dims=True) / (2 * half) + eps)
+        y_1, y_2 = x_1 * scale * weight_1, x_2 * scale * weight_2
+        place = (sample * tokens + token) * (heads * 2 * half) + place_in_part
+        tl.store(out + place, y_1 * cos - y_2 * sin, there)
+        tl.store(out + place + half, y_2 * cos + y_1 * sin, there)
+
+
+@triton.jit
+def _backward(
+    to_q,
+    to_k,
+    qk,
+    bias,
+    weight,
+    rope,
+    to_qk,
+    to_bias,
+    to_weight,
+    samples,
+    tokens,
+    eps,
+    heads: tl.constexpr,
+    half: tl.constexpr,
+    in_tile: tl.constexpr,
+    in_heads: tl.constexpr,
+    in_samples: tl.constexpr,
+    parameters: tl.constexpr,
+):
+    """The gradient by qk; and by bias and the norms' weights, summed over this program's tokens and samples."""
+    part, token, place_in_part, bias_1, bias_2, weight_1, weight_2, cos, sin = _begin(
+        bias, weight, rope, tokens, heads, half, in_tile, in_heads
+    )
+    gradient = to_q
+    if part == 1:
+        gradient = to_k
+    if parameters:
+        bias_sum_1 = tl.zeros((in_tile, in_heads, half), tl.float32)
+        bias_sum_2 = tl.zeros((in_tile, in_heads, half), tl.float32)
+        weight_sum_1 = tl.zeros((in_tile, in_heads, half), tl.float32)
+        weight_sum_2 = tl.zeros((in_tile, in_heads, half), tl.float32)
+    for turn in range(in_samples):
+        sample = tl.program_id(2).to(tl.int64) * in_samples + turn
+        there = token < tl.where(sample < samples, tokens, 0)
+        place = (sample * tokens + token) * (heads * 2 * half) + place_in_part
+        g_1 = tl.load(gradient + place, there, 0.0).to(tl.float32)
+        g_2 = tl.load(gradient + place + half, there, 0.0).to(tl.float32)
+        place = ((sample * tokens + token) * 2 + part) * (heads * 2 * half) + place_in_part
+        x_1 = tl.load(qk + place, there, 0.0).to(tl.float32) + bias_1
+        x_2 = tl.load(qk + place + half, there, 0.0).to(tl.float32) + bias_2
+        scale = tl.rsqrt(tl.sum(x_1 * x_1 + x_2 * x_2, 2, keep_dims=True) / (2 * half) + eps)
+        x_1, x_2 = x_1 * scale, x_2 * scale  # normalised
+        y_1, y_2 = g_1 * cos + g_2 * sin, g_2 * cos - g_1 * sin  # rotated back
+        if parameters:
+            weight_sum_1 += y_1 * x_1
+            weight_sum_2 += y_2 * x_2
+        y_1, y_2 = y_1 * weight_1, y_2 * weight_2
+        along = tl.sum(y_1 * x_1 + y_2 * x_2, 2, keep_dims=True) / (2 * half)
+        g_1, g_2 = scale * (y_1 - x_1 * along), scale * (y_2 - x_2 * along)
+        tl.store(to_qk + place, g_1, there)
+        tl.store(to_qk + place + half, g_2, there)
+        if parameters:
+            bias_sum_1 += g_1
+            bias_sum_2 += g_2
+    if parameters:
+        program = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
+        place = (program * 2 + part) * (heads * 2 * half) + place_in_part
+        tl.store(to_bias + place, tl.sum(bias_sum_1, 0, keep_dims=True))
+        tl.store(to_bias + place + half, tl.sum(bias_sum_2, 0, keep_dims=True))
+        tl.store(to_weight + place, tl.sum(weight_sum_1, 0, keep_dims=True))
+        tl.store(to_weight + place + half, tl.sum(weight_sum_2, 0, keep_dims=True))
+
+
+@triton.jit
+def _begin(
+    bias, weight, rope, tokens, heads: tl.constexpr, half: tl.constexpr, in_tile: tl.constexpr, in_heads: tl.constexpr
+):
+    """What a program works on, and with.
+
+    Its part (0: queries, 1: keys), tokens, and the first halves of its heads' channels; bias and weight, in halves;
+    cosine and sine of the angles.
+    """
+    tiles = heads // in_heads
+    part = tl.program_id(1) // tiles
+    token = (tl.program_id(0) * in_tile + tl.arange(0, in_tile))[:, None, None]
+    head = ((tl.program_id(1) % tiles) * in_heads + tl.arange(0, in_heads))[None, :, None]
+    channel = tl.arange(0, half)[None, None, :]
+    place_in_part = head * 2 * half + channel
+    bias += part * heads * 2 * half
+    bias_1 = tl.load(bias + place_in_part).to(tl.float32)
+    bias_2 = tl.load(bias + place_in_part + half).to(tl.float32)
+    weight += part * 2 * half
+    weight_1 = tl.load(weight + channel).to(tl.float32)
+    weight_2 = tl.load(weight + channel + half).to(tl.float32)
+    place = token * 2 * half + channel
+    cos = tl.load(rope + place, token < tokens, 0.0).to(tl.float32)
+    sin = tl.load(rope + tokens * 2 * half + place + half, token < tokens, 0.0).to(tl.float32)  # has its sign here
+    return part, token, place_in_part, bias_1, bias_2, weight_1, weight_2, cos, sin
+
+
+def _launch(qk: Tensor, tile: Tile) -> tuple[tuple[int, int, int], dict[str, int]]:
+    """The grid of programs, and the sizes that kernels are compiled for."""
+    samples, tokens, parts, heads, channels = qk.shape
+    in_heads = next(count for count in (HEADS, 1) if heads % count == 0)
+    grid = (triton.cdiv(tokens, tile.tokens), parts * heads // in_heads, triton.cdiv(samples, tile.samples))
+    sizes = {"heads": heads, "half": channels // 2, "in_heads": in_heads}
+    return grid, sizes | {"in_tile": tile.tokens, "in_samples": tile.samples, "num_warps": WARPS}
+
+
+@torch.library.custom_op("vsr_lightning::prepare_qk", mutates_args=())
+def prepare(qk: Tensor, bias: Tensor, weight: Tensor, rope: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Queries and keys (B, N, heads, k) each, in qk's type: bias, RMS norm times weight, rotation, in float32.
+
+    Args:
+        qk: (B, N, 2, heads, k), contiguous; k a power of 2.
+        bias: (2 heads k).
+        weight: (2, k), of queries and of keys.
+        rope: `rotations` (2, N, k).
+        eps: of the RMS norm.
+    """
+    q, k = (qk.new_empty(qk.shape[0], qk.shape[1], *qk.shape[3:]) for _ in range(2))
+    grid, sizes = _launch(qk, FORWARD)
+    _forward[grid](qk, bias, weight, rope, q, k, qk.shape[0], qk.shape[1], eps, **sizes)
+    return q, k
+
+
+@prepare.register_fake
+def _(qk: Tensor, bias: Tensor, weight: Tensor, rope: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    return qk.new_empty(qk.shape[0], qk.shape[1], *qk.shape[3:]), qk.new_empty(qk.shape[0], qk.shape[1], *qk.shape[3:])
+
+
+@torch.library.custom_op("vsr_lightning::prepare_qk_backward", mutates_args=())
+def backward(
+    to_q: Tensor, to_k: Tensor, qk: Tensor, bias: Tensor, weight: Tensor, rope: Tensor, eps: float, parameters: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients by qk, bias and weight from those by queries and keys, which are contiguous.
+
+    The latter two are (programs, 2, heads, k), to be summed over all but what they are of; of no programs without
+    `parameters`.
+    """
+    to_qk = torch.empty_like(qk)
+    to_bias, to_weight = (_sums(qk, parameters) for _ in range(2))
+    grid, sizes = _launch(qk, BACKWARD_WITH_PARAMETERS if parameters else BACKWARD)
+    inputs = (to_q, to_k, qk, bias, weight, rope)
+    _backward[grid](*inputs, to_qk, to_bias, to_weight, *qk.shape[:2], eps, **sizes, parameters=parameters)
+    return to_qk, to_bias, to_weight
+
+
+@backward.register_fake
+def _(
+    to_q: Tensor, to_k: Tensor, qk: Tensor, bias: Tensor, weight: Tensor, rope: Tensor, eps: float, parameters: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(qk), _sums(qk, parameters), _sums(qk, parameters)
+
+
+def _sums(qk: Tensor, parameters: bool) -> Tensor:
+    grid, _ = _launch(qk, BACKWARD_WITH_PARAMETERS)
+    return qk.new_empty(grid[0] * grid[2] if parameters else 0, *qk.shape[2:], dtype=torch.float32)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.eps = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate(ctx: Any, to_q: Tensor, to_k: Tensor) -> tuple[Tensor | None, ...]:
+    _, bias, weight, _ = ctx.saved_tensors
+    parameters = any(ctx.needs_input_grad[1:3])
+    to_qk, to_bias, to_weight = backward(to_q.contiguous(), to_k.contiguous(), *ctx.saved_tensors, ctx.eps, parameters)
+    if not parameters:
+        return to_qk, None, None, None, None
+    by_weight = to_weight.sum(dim=0).sum(dim=1)
+    return to_qk, to_bias.sum(dim=0).flatten().to(bias.dtype), by_weight.to(weight.dtype), None, None
+
+
+prepare.register_autograd(_differentiate, setup_context=_setup)
