@@ -21,7 +21,7 @@ from vsr_lightning.degradation.downsample import Downsample, upsample_bicubic
 from vsr_lightning.evaluation import restoring, results, run, videos
 from vsr_lightning.evaluation.clock import Clock, tell
 from vsr_lightning.evaluation.run import sweep
-from vsr_lightning.inference.lit_vsr import LitVSR
+from vsr_lightning.inference.lit_vsr import FailureLog, LitVSR
 from vsr_lightning.metrics import psnr, ssim, temporal_error
 from vsr_lightning.models.prior import fingerprint
 from vsr_lightning.training.run import make_datamodule
@@ -263,25 +263,58 @@ def test_each_go_keeps_what_it_spent_its_time_on(tiny_prior, tmp_path, capsys):
 
 
 def test_a_batch_is_written_while_the_next_one_is_sampled(tiny_prior, tmp_path, monkeypatch):
-    """The first batch's writing waits until the second is being sampled, and neither waits for long."""
-    sampling, waits = threading.Semaphore(0), []
-    predict_step, save_restored = LitVSR.predict_step, videos.save_restored
+    """From its fifth step on; the sampler's sixth waits here until the batch before is written."""
+    heard, written, steps_at_writing = [], threading.Event(), []
+    record, save_restored = FailureLog.record, videos.save_restored
 
-    def sample(self, batch, batch_idx):
-        sampling.release()
-        return predict_step(self, batch, batch_idx)
+    def step(self, index, residual):
+        heard.append(index)
+        if len(heard) == 8 + 6:
+            assert written.wait(timeout=60)
+        record(self, index, residual)
 
     def save(*arguments):
-        if not waits:
-            sampling.acquire()  # the first batch's own
-            waits.append(sampling.acquire(timeout=60))
+        steps_at_writing.append(len(heard))
         save_restored(*arguments)
+        written.set()
+
+    monkeypatch.setattr(FailureLog, "record", step)
+    monkeypatch.setattr(videos, "save_restored", save)
+    folder = sweep(experiment(tiny_prior, tmp_path, "sampler.steps=8"))
+    assert steps_at_writing[0] in (8 + 5, 8 + 6)  # the sixth step is on its way while another thread begins
+    assert steps_at_writing[-1] == len(heard) == 3 * 8
+    assert len(written_rows(folder)) == ITEMS
+
+
+@pytest.mark.parametrize("step", [1, restoring.WRITE_AFTER_STEPS, restoring.WRITE_AFTER_STEPS + 1])
+def test_a_sampler_that_fails_costs_its_own_batch_alone(step, tiny_prior, tmp_path, monkeypatch):
+    """In the second of three batches; whether or not the first one's writing has begun, it is written once."""
+    heard, record = [], FailureLog.record
+
+    def fail(self, index, residual):
+        heard.append(index)
+        if len(heard) == 8 + step:
+            raise RuntimeError("out of memory")
+        record(self, index, residual)
+
+    monkeypatch.setattr(FailureLog, "record", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        sweep(experiment(tiny_prior, tmp_path, "sampler.steps=8"))
+    assert len(written_rows(tmp_path / "frame_count")) == 3
+
+
+@pytest.mark.parametrize("steps", [restoring.WRITE_AFTER_STEPS - 1, restoring.WRITE_AFTER_STEPS])
+def test_a_batch_is_written_before_the_second_one_after_it(steps, tiny_prior, tmp_path, monkeypatch):
+    """Also where batches are over before their fifth step."""
+    begun, predict_step = [], LitVSR.predict_step
+
+    def sample(self, batch, batch_idx):
+        begun.append(len(written_rows(tmp_path / "frame_count")))
+        return predict_step(self, batch, batch_idx)
 
     monkeypatch.setattr(LitVSR, "predict_step", sample)
-    monkeypatch.setattr(videos, "save_restored", save)
-    folder = sweep(experiment(tiny_prior, tmp_path))
-    assert waits == [True]
-    assert len(written_rows(folder)) == ITEMS
+    sweep(experiment(tiny_prior, tmp_path, f"sampler.steps={steps}"))
+    assert begun == [0, 0, 3]
 
 
 @pytest.mark.parametrize(("precision", "autocast"), [("bf16-mixed", torch.bfloat16), ("32-true", None)])

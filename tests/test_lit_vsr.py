@@ -287,10 +287,10 @@ def test_noise_norm_is_what_the_noise_leaves_to_the_truth(prior):
     assert (heard["ratio"] - 1).abs().max() < 2 / numbers**0.5
 
 
-def test_on_step_hears_of_progress(prior):
+def test_listeners_hear_of_every_step(prior):
     calls = []
     module = make_module(prior)
-    module.on_step = lambda: calls.append(1)
+    module.step_listeners.append(lambda: calls.append(1))
     predict(module, make_batch(prior, [0]), make_batch(prior, [1]))
     assert len(calls) == 2 * STEPS
 

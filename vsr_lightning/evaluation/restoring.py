@@ -6,8 +6,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from vsr_lightning.inference.lit_vsr import LitVSR, ObservationBatch, Restoratio
 
 RESTORED_AGAIN = "restored again, its first row stands"
 COMPILE_FROM_STEPS = 1000  # sampler steps of a job: compilation takes about a minute
+WRITE_AFTER_STEPS = 5  # of the next batch
 
 Row = dict[str, Any]
 
@@ -130,24 +132,36 @@ class UntilTimeIsUp(Sampler[int]):
 class RowSink(Callback):
     """Writes what comes of each batch, in a thread of its own: compression and disk need not keep the device waiting.
 
-    A batch is on disk before the second one after it begins, so a kill costs a device at most two. Of an item that was
-    measured before, only what the folder lacks: its row stands, although on a GPU the restoration made again is not
-    quite the one that it measures.
+    It begins when the next batch's first steps are on their way: by then a GPU has work for a while, and no longer
+    waits for this process, of whose threads one runs at a time. A batch is on disk before the second one after it
+    begins, so a kill costs a device at most two. Of an item that was measured before, only what the folder lacks: its
+    row stands, although on a GPU the restoration made again is not quite the one that it measures.
     """
 
     def __init__(self, job: Job, held: Inventory, folder: Path, rows: results.RowWriter) -> None:
         self.job, self.held, self.folder, self.rows = job, held, folder, rows
         self._writer = ThreadPoolExecutor(max_workers=1)
-        self._written: Future[None] | None = None  # the latest batch
+        self._latest: Callable[[], None] | None = None  # writes the latest batch, until that has begun
+        self._written: Future[None] | None = None  # what has begun, until it has been waited for
+        self._steps = 0  # of this batch
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         # Lightning's barriers before and after: every rank has read the folder, and none has written to it yet.
         if trainer.is_global_zero:
             videos.drop_unmeasured(self.folder, self.held.measured, self.held.clips)
 
-    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_predict_start(self, trainer: L.Trainer, pl_module: LitVSR) -> None:  # type: ignore[override]
         self.clips = videos.ClipWriter(self.folder, trainer.global_rank)
+        pl_module.step_listeners.append(self._on_step)
         _end_when_told(trainer)  # again: Lightning has set handlers of its own
+
+    def on_predict_batch_start(self, *_: Any) -> None:
+        self._steps = 0
+
+    def _on_step(self) -> None:
+        self._steps += 1
+        if self._steps == WRITE_AFTER_STEPS:
+            self._begin()
 
     def on_predict_batch_end(
         self,
@@ -174,7 +188,7 @@ class RowSink(Callback):
             frames = frames_of(items[index], len(truth), self.job.experiment.seed)
             clips.append(videos.Clip(rows[index], observed, restored[index], truth, frames, bicubic))
         lacking = [index for index in ok if results.item_key(rows[index]) not in self.held.restored]
-        self._written = self._writer.submit(self._write, rows, clips, lacking, restored[lacking])
+        self._latest = partial(self._write, rows, clips, lacking, restored[lacking])
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._wait()
@@ -185,11 +199,19 @@ class RowSink(Callback):
             print(f"error: {error}", file=sys.stderr)
 
     def close(self) -> None:
-        """Wait until all is written that was begun; for however the run ends."""
+        """Wait until all is written; for however the run ends."""
+        self._begin()
         self._writer.shutdown(wait=True)
+
+    def _begin(self) -> None:
+        """Begin to write the latest batch, unless that has begun."""
+        write, self._latest = self._latest, None  # in this order: an interruption must not write it twice
+        if write is not None:
+            self._written = self._writer.submit(write)
 
     def _wait(self) -> None:
         """Until the latest batch is on disk. Raises what went wrong with it."""
+        self._begin()
         if self._written is not None:
             self._written.result()
         self._written = None  # only now: an interruption while it waits must not lose sight of what is being written
@@ -248,7 +270,7 @@ class SamplingProgress(Callback):
                 smoothing=0,  # batches differ: the mean over all of them foretells best
                 dynamic_ncols=True,
             )
-            pl_module.on_step = lambda: self.bar.update()
+            pl_module.step_listeners.append(lambda: self.bar.update())
 
     def on_predict_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         self._count(trainer)

@@ -62,8 +62,8 @@ class LitVSR(L.LightningModule):
 
     Needs `Trainer(inference_mode=False)`: guidance takes gradients. `samplers`, by the names that batches use, are
     called as `dps_sample` is, less the parameters already bound. `degradation` is the operator, at the factor and
-    kernel of each batch. `on_step`, if set, hears of every sampler step. With `observe_reconstruction` the observation
-    is made from the VAE's reconstruction of the clips (an inverse crime; see `Grid.observe`).
+    kernel of each batch. Each of `step_listeners` hears of every sampler step. With `observe_reconstruction` the
+    observation is made from the VAE's reconstruction of the clips (an inverse crime; see `Grid.observe`).
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class LitVSR(L.LightningModule):
         super().__init__()
         self.prior, self.degradation, self.samplers = prior, degradation, samplers
         self.observe_reconstruction = observe_reconstruction
-        self.on_step: Callable[[], None] | None = None
+        self.step_listeners: list[Callable[[], None]] = []
         self._cold = False  # compiled, but not run yet
         self._vae_scores: dict[tuple[int, int], dict[str, float]] = {}  # by clip
 
@@ -99,8 +99,8 @@ class LitVSR(L.LightningModule):
 
         def on_step(index: int, step: Step, residual: Tensor) -> None:
             failures.record(index, residual)
-            if self.on_step is not None:
-                self.on_step()
+            for listener in self.step_listeners:
+                listener()
 
         x_hat = self.samplers[batch.sampler](
             self.prior,
