@@ -8,7 +8,7 @@ import pytest
 import torch
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # Triton asks when it is first imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton asks when it is first imported
 
 torch.set_num_threads(1)  # tiny tensors: the workers of OpenMP would only wait for each other
 

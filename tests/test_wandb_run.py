@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from result_rows import clip, item
@@ -63,7 +64,8 @@ def test_log_results_can_be_read_back(tmp_path, offline_run):
     ]
     RowWriter(run_dir).append(items)
     write_tables(run_dir)
-    ClipWriter(run_dir).append([Clip(items[0], **clip())])
+    other = {name: 255 - array for name, array in clip().items() if name != "frames"} | {"frames": clip()["frames"]}
+    ClipWriter(run_dir).append([Clip(items[0], **clip()), Clip(items[2], **other)])
     merge_clips(run_dir)
     figure = run_dir / "fig3.png"
     Image.new("RGB", (30, 20), "red").save(figure)
@@ -95,8 +97,10 @@ def test_log_results_can_be_read_back(tmp_path, offline_run):
     assert len(json.loads(summary.read_text())["data"]) == 5
     (image,) = media.glob("images/figures/fig3_*.png")
     assert Image.open(image).size == (30, 20)
-    (gif,) = media.glob("videos/clips/restored_*.gif")
-    assert Image.open(gif).format == "GIF"
+    gifs = [Image.open(path) for path in media.glob("videos/clips/restored_*.gif")]
+    assert [gif.format for gif in gifs] == ["GIF", "GIF"]
+    first, second = (np.asarray(gif.convert("L")) for gif in gifs)
+    assert not np.array_equal(first, second)  # each its own clip's
     (table1,) = media.glob("table/tables/table1_*.table.json")
     assert json.loads(table1.read_text())["data"] == [["ours", "21.5", 0.9], ["quoted", "n/a", None]]
 

@@ -182,7 +182,8 @@ class RowSink(Callback):
         # Not the failed ones: what a later try restores must not have a rival.
         ok = [index for index, row in enumerate(rows) if row["status"] == "ok"]
         to_keep = [index for index in ok if self._lacks_clip(items[index], rows[index])]
-        pictures = [to_uint8(video[to_keep]).cpu().numpy() for video in (outputs.y, batch.x, outputs.bicubic)]
+        to_show = outputs.y[to_keep], batch.clips[batch.clip_of[to_keep]], outputs.bicubic[to_keep]
+        pictures = [to_uint8(each).cpu().numpy() for each in to_show]
         clips = []
         for index, observed, truth, bicubic in zip(to_keep, *pictures, strict=True):
             frames = frames_of(items[index], len(truth), self.job.experiment.seed)

@@ -40,7 +40,7 @@ class ObservationBatch:
 
     @property
     def x(self) -> Tensor:
-        """The true video of each sample (B, F, C, H, W)."""
+        """The true video of each sample, a copy (B, F, C, H, W)."""
         return self.clips[self.clip_of]
 
 
@@ -148,8 +148,9 @@ class LitVSR(L.LightningModule):
         y_hat = mask_frames(operator(x_hat), batch.mask)
         pixels = batch.mask.sum(dim=1) * y[0, 0].numel()  # observed ones
         table = {"residual_rms": ((y - y_hat).square().flatten(1).sum(dim=1) / pixels).sqrt()}
+        x = batch.x
         for suffix, video in {"": x_hat, "_bicubic": bicubic}.items():
-            table |= {name + suffix: values for name, values in scores(video, batch.x).items()}
+            table |= {name + suffix: values for name, values in scores(video, x).items()}
         rows = [row | of_vae for row, of_vae in zip(_rows(table), self._measure_vae(batch), strict=True)]
         return rows[: batch.size]
 

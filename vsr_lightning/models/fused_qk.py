@@ -3,7 +3,7 @@
 What `torch.compile` makes of the formula goes over the gradient three times: for the input, for the norms' weights and
 for the bias. Here one kernel takes all three; such kernels wait for memory alone, so that is what counts.
 
-Shapes: B batch, N tokens, k channels of a head.
+Shapes: B batch, N tokens, k channels of a head. `by_x` is the gradient by x.
 """
 
 from typing import Any, NamedTuple
@@ -67,15 +67,15 @@ def _forward(
 
 @triton.jit
 def _backward(
-    to_q,
-    to_k,
+    by_q,
+    by_k,
     qk,
     bias,
     weight,
     rope,
-    to_qk,
-    to_bias,
-    to_weight,
+    by_qk,
+    by_bias,
+    by_weight,
     samples,
     tokens,
     eps,
@@ -90,9 +90,9 @@ def _backward(
     part, token, place_in_part, bias_1, bias_2, weight_1, weight_2, cos, sin = _begin(
         bias, weight, rope, tokens, heads, half, in_tile, in_heads
     )
-    gradient = to_q
+    gradient = by_q
     if part == 1:
-        gradient = to_k
+        gradient = by_k
     if parameters:
         bias_sum_1 = tl.zeros((in_tile, in_heads, half), tl.float32)
         bias_sum_2 = tl.zeros((in_tile, in_heads, half), tl.float32)
@@ -116,18 +116,18 @@ def _backward(
         y_1, y_2 = y_1 * weight_1, y_2 * weight_2
         along = tl.sum(y_1 * x_1 + y_2 * x_2, 2, keep_dims=True) / (2 * half)
         g_1, g_2 = scale * (y_1 - x_1 * along), scale * (y_2 - x_2 * along)
-        tl.store(to_qk + place, g_1, there)
-        tl.store(to_qk + place + half, g_2, there)
+        tl.store(by_qk + place, g_1, there)
+        tl.store(by_qk + place + half, g_2, there)
         if parameters:
             bias_sum_1 += g_1
             bias_sum_2 += g_2
     if parameters:
         program = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
         place = (program * 2 + part) * (heads * 2 * half) + place_in_part
-        tl.store(to_bias + place, tl.sum(bias_sum_1, 0, keep_dims=True))
-        tl.store(to_bias + place + half, tl.sum(bias_sum_2, 0, keep_dims=True))
-        tl.store(to_weight + place, tl.sum(weight_sum_1, 0, keep_dims=True))
-        tl.store(to_weight + place + half, tl.sum(weight_sum_2, 0, keep_dims=True))
+        tl.store(by_bias + place, tl.sum(bias_sum_1, 0, keep_dims=True))
+        tl.store(by_bias + place + half, tl.sum(bias_sum_2, 0, keep_dims=True))
+        tl.store(by_weight + place, tl.sum(weight_sum_1, 0, keep_dims=True))
+        tl.store(by_weight + place + half, tl.sum(weight_sum_2, 0, keep_dims=True))
 
 
 @triton.jit
@@ -171,12 +171,13 @@ def prepare(qk: Tensor, bias: Tensor, weight: Tensor, rope: Tensor, eps: float) 
     """Queries and keys (B, N, heads, k) each, in qk's type: bias, RMS norm times weight, rotation, in float32.
 
     Args:
-        qk: (B, N, 2, heads, k), contiguous; k a power of 2.
+        qk: (B, N, 2, heads, k); k a power of 2.
         bias: (2 heads k).
         weight: (2, k), of queries and of keys.
         rope: `rotations` (2, N, k).
         eps: of the RMS norm.
     """
+    qk = qk.contiguous()
     q, k = (qk.new_empty(qk.shape[0], qk.shape[1], *qk.shape[3:]) for _ in range(2))
     grid, sizes = _launch(qk, FORWARD)
     _forward[grid](qk, bias, weight, rope, q, k, qk.shape[0], qk.shape[1], eps, **sizes)
@@ -190,29 +191,31 @@ def _(qk: Tensor, bias: Tensor, weight: Tensor, rope: Tensor, eps: float) -> tup
 
 @torch.library.custom_op("vsr_lightning::prepare_qk_backward", mutates_args=())
 def backward(
-    to_q: Tensor, to_k: Tensor, qk: Tensor, bias: Tensor, weight: Tensor, rope: Tensor, eps: float, parameters: bool
+    by_q: Tensor, by_k: Tensor, qk: Tensor, bias: Tensor, weight: Tensor, rope: Tensor, eps: float, parameters: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients by qk, bias and weight from those by queries and keys, which are contiguous.
+    """Gradients by qk, bias and weight from those by queries and keys.
 
-    The latter two are (programs, 2, heads, k), to be summed over all but what they are of; of no programs without
-    `parameters`.
+    Those by bias and weight are each program's own, (programs, 2, heads, k) float32: to be summed over programs, and
+    the weight's over heads. Without `parameters` there are none, and no programs.
     """
-    to_qk = torch.empty_like(qk)
-    to_bias, to_weight = (_sums(qk, parameters) for _ in range(2))
+    by_q, by_k, qk = by_q.contiguous(), by_k.contiguous(), qk.contiguous()
+    by_qk = qk.new_empty(qk.shape)
+    by_bias, by_weight = (_sums(qk, parameters) for _ in range(2))
     grid, sizes = _launch(qk, BACKWARD_WITH_PARAMETERS if parameters else BACKWARD)
-    inputs = (to_q, to_k, qk, bias, weight, rope)
-    _backward[grid](*inputs, to_qk, to_bias, to_weight, *qk.shape[:2], eps, **sizes, parameters=parameters)
-    return to_qk, to_bias, to_weight
+    inputs = (by_q, by_k, qk, bias, weight, rope)
+    _backward[grid](*inputs, by_qk, by_bias, by_weight, *qk.shape[:2], eps, **sizes, parameters=parameters)
+    return by_qk, by_bias, by_weight
 
 
 @backward.register_fake
 def _(
-    to_q: Tensor, to_k: Tensor, qk: Tensor, bias: Tensor, weight: Tensor, rope: Tensor, eps: float, parameters: bool
+    by_q: Tensor, by_k: Tensor, qk: Tensor, bias: Tensor, weight: Tensor, rope: Tensor, eps: float, parameters: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(qk), _sums(qk, parameters), _sums(qk, parameters)
+    return qk.new_empty(qk.shape), _sums(qk, parameters), _sums(qk, parameters)
 
 
 def _sums(qk: Tensor, parameters: bool) -> Tensor:
+    """Where each program leaves a sum over its tokens and samples; for none, without `parameters`."""
     grid, _ = _launch(qk, BACKWARD_WITH_PARAMETERS)
     return qk.new_empty(grid[0] * grid[2] if parameters else 0, *qk.shape[2:], dtype=torch.float32)
 
@@ -222,14 +225,14 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
     ctx.save_for_backward(*tensors)
 
 
-def _differentiate(ctx: Any, to_q: Tensor, to_k: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, by_q: Tensor, by_k: Tensor) -> tuple[Tensor | None, ...]:
     _, bias, weight, _ = ctx.saved_tensors
     parameters = any(ctx.needs_input_grad[1:3])
-    to_qk, to_bias, to_weight = backward(to_q.contiguous(), to_k.contiguous(), *ctx.saved_tensors, ctx.eps, parameters)
+    by_qk, by_bias, by_weight = backward(by_q, by_k, *ctx.saved_tensors, ctx.eps, parameters)
     if not parameters:
-        return to_qk, None, None, None, None
-    by_weight = to_weight.sum(dim=0).sum(dim=1)
-    return to_qk, to_bias.sum(dim=0).flatten().to(bias.dtype), by_weight.to(weight.dtype), None, None
+        return by_qk, None, None, None, None
+    by_bias, by_weight = by_bias.sum(dim=0).flatten(), by_weight.sum(dim=0).sum(dim=1)
+    return by_qk, by_bias.to(bias.dtype), by_weight.to(weight.dtype), None, None
 
 
 prepare.register_autograd(_differentiate, setup_context=_setup)
