@@ -1,13 +1,7 @@
 """A tiny sweep end to end: the files of the contract, batches that mix conditions, and means over noise instances."""
 
-import errno
 import itertools
 import json
-import os
-import signal
-import threading
-import time
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -18,10 +12,9 @@ from tiny_sweep import ITEMS, assert_same_rows, experiment, rows_by_item, writte
 from vsr_lightning.data.clips import to_uint8, to_video
 from vsr_lightning.data.moving_mnist import MovingMNIST
 from vsr_lightning.degradation.downsample import Downsample, upsample_bicubic
-from vsr_lightning.evaluation import restoring, results, run, videos
-from vsr_lightning.evaluation.clock import Clock, tell
+from vsr_lightning.evaluation import results, run, videos
 from vsr_lightning.evaluation.run import sweep
-from vsr_lightning.inference.lit_vsr import FailureLog, LitVSR
+from vsr_lightning.inference.lit_vsr import LitVSR
 from vsr_lightning.metrics import psnr, ssim, temporal_error
 from vsr_lightning.models.prior import fingerprint
 from vsr_lightning.training.run import make_datamodule
@@ -31,14 +24,6 @@ CONTRACT = {
     *("psnr_first", "psnr_mean", "ssim_mean", "residual_rms", "seed", "seconds", "kernel", "prior"),
     *("dataset", "status"),
 }
-
-
-@dataclass
-class Restored:
-    """Of a `Restoration`, what the clock asks."""
-
-    seconds: float
-    seconds_of_scores: float
 
 
 @pytest.fixture
@@ -201,184 +186,3 @@ def test_deterministic_is_asked_of_torch_while_sampling_and_changes_nothing_on_a
     batches = len(asked) // 2
     assert asked == [True] * batches + [False] * batches
     assert_same_rows(rows_by_item(folder), rows_by_item(again), tolerance=0)
-
-
-@pytest.mark.parametrize(
-    ("waiting", "told"),
-    [
-        (0.0, "20 s after the first batch, 45.0% were sampling, 20.0% grid, scores and rows, 35.0%"),
-        (
-            5.0,
-            "25 s after the first batch, 36.0% were sampling, 16.0% grid, scores and rows, "
-            "20.0% waiting for other processes, 28.0%",
-        ),
-    ],
-)
-def test_what_the_time_was_spent_on_is_told_and_kept(waiting, told, tmp_path, monkeypatch, capsys):
-    """Of four batches the first takes 60 s of sampling, each other 3 of its 4 s, and half a second of scores."""
-    times = iter([100.0, 104.0, 108.0, 112.0, 113.0, *(end + waiting for end in (113.0, 116.0, 120.0))])
-    monkeypatch.setattr(time, "perf_counter", lambda: next(times))
-    (tmp_path / "meta.json").write_text('{"seconds": {}, "resumed": [{"git": "b"}, {"git": "c"}]}')
-    clock = Clock()
-    clock.end("tables")  # nothing was restored: nothing counts
-    for seconds in (60.0, 3.0, 3.0, 3.0):
-        clock.on_predict_batch_end(None, None, Restored(seconds, 0.5), None, 0)
-    for part in ("rows", "waiting", "means", "wandb"):
-        clock.end(part)
-    tell(tmp_path, clock.seconds)
-    assert capsys.readouterr().out == f"of the {told} means, tables, figures and W&B\n"
-    seconds = {"sampling": 9.0, "scores": 1.5, "rows": 2.5, "waiting": waiting}
-    seconds |= {"means": 3.0, "tables": 0.0, "figures": 0.0, "wandb": 4.0}
-    meta = json.loads((tmp_path / "meta.json").read_text())
-    assert meta == {"seconds": {}, "resumed": [{"git": "b"}, {"git": "c", "seconds": seconds}]}
-
-
-def test_the_clock_is_read_where_a_part_ends(tiny_prior, tmp_path, monkeypatch):
-    """Nothing waits in a single process."""
-    end, parts = Clock.end, []
-    monkeypatch.setattr(Clock, "end", lambda self, part: (parts.append(part), end(self, part))[1])
-    sweep(experiment(tiny_prior, tmp_path))
-    batches = ["rows"] * 2  # the first of three begins the count
-    assert parts == [*batches, "rows", "tables", "means", "tables", "figures", "wandb"]
-
-
-def test_each_go_keeps_what_it_spent_its_time_on(tiny_prior, tmp_path, capsys):
-    """From the end of its first batch; a go of one batch, or of none, has nothing to tell."""
-    command = experiment(tiny_prior, tmp_path)
-    for limit in (3, None, None):
-        started = time.perf_counter()
-        folder = sweep(command, limit)
-        elapsed = time.perf_counter() - started
-        meta = json.loads((folder / "meta.json").read_text())
-        told = "after the first batch" in capsys.readouterr().out
-        goes = [meta, *meta.get("resumed", [])]
-        assert told == ("seconds" in goes[-1]) == (len(goes) == 2)
-        if told:
-            seconds = goes[-1]["seconds"]
-            assert seconds["sampling"] == pytest.approx(sum(r["seconds"] for r in written_rows(folder)[6:]), abs=1e-3)
-            assert seconds.pop("waiting") == 0
-            assert min(seconds.values()) > 0
-            assert sum(seconds.values()) < elapsed
-    assert ["seconds" in go for go in goes] == [False, True, False]
-
-
-def test_a_batch_is_written_while_the_next_one_is_sampled(tiny_prior, tmp_path, monkeypatch):
-    """From its fifth step on; the sampler's sixth waits here until the batch before is written."""
-    heard, written, steps_at_writing = [], threading.Event(), []
-    record, save_restored = FailureLog.record, videos.save_restored
-
-    def step(self, index, residual):
-        heard.append(index)
-        if len(heard) == 8 + 6:
-            assert written.wait(timeout=60)
-        record(self, index, residual)
-
-    def save(*arguments):
-        steps_at_writing.append(len(heard))
-        save_restored(*arguments)
-        written.set()
-
-    monkeypatch.setattr(FailureLog, "record", step)
-    monkeypatch.setattr(videos, "save_restored", save)
-    folder = sweep(experiment(tiny_prior, tmp_path, "sampler.steps=8"))
-    assert steps_at_writing[0] in (8 + 5, 8 + 6)  # the sixth step is on its way while another thread begins
-    assert steps_at_writing[-1] == len(heard) == 3 * 8
-    assert len(written_rows(folder)) == ITEMS
-
-
-@pytest.mark.parametrize("step", [1, restoring.WRITE_AFTER_STEPS, restoring.WRITE_AFTER_STEPS + 1])
-def test_a_sampler_that_fails_costs_its_own_batch_alone(step, tiny_prior, tmp_path, monkeypatch):
-    """In the second of three batches; whether or not the first one's writing has begun, it is written once."""
-    heard, record = [], FailureLog.record
-
-    def fail(self, index, residual):
-        heard.append(index)
-        if len(heard) == 8 + step:
-            raise RuntimeError("out of memory")
-        record(self, index, residual)
-
-    monkeypatch.setattr(FailureLog, "record", fail)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        sweep(experiment(tiny_prior, tmp_path, "sampler.steps=8"))
-    assert len(written_rows(tmp_path / "frame_count")) == 3
-
-
-@pytest.mark.parametrize("steps", [restoring.WRITE_AFTER_STEPS - 1, restoring.WRITE_AFTER_STEPS])
-def test_a_batch_is_written_before_the_second_one_after_it(steps, tiny_prior, tmp_path, monkeypatch):
-    """Also where batches are over before their fifth step."""
-    begun, predict_step = [], LitVSR.predict_step
-
-    def sample(self, batch, batch_idx):
-        begun.append(len(written_rows(tmp_path / "frame_count")))
-        return predict_step(self, batch, batch_idx)
-
-    monkeypatch.setattr(LitVSR, "predict_step", sample)
-    sweep(experiment(tiny_prior, tmp_path, f"sampler.steps={steps}"))
-    assert begun == [0, 0, 3]
-
-
-@pytest.mark.parametrize(("precision", "autocast"), [("bf16-mixed", torch.bfloat16), ("32-true", None)])
-def test_weights_are_converted_only_for_autocast_to_bf16(precision, autocast, tiny_prior, tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(LitVSR, "compile_networks", lambda self, autocast=None: asked.append(autocast))
-    sweep(experiment(tiny_prior, tmp_path, "trainer.compile=always", f"trainer.precision={precision}"))
-    assert asked == [autocast]
-
-
-@pytest.mark.parametrize("batch", [0, 2])  # of three
-def test_what_goes_wrong_in_writing_ends_the_sweep(batch, tiny_prior, tmp_path, monkeypatch):
-    """In whichever batch, the last one too; what was written stands, and the same command finishes the rest."""
-    save_restored, saved = videos.save_restored, []
-
-    def save(*arguments):
-        saved.append(arguments)
-        if len(saved) == batch + 1:
-            raise OSError(errno.EIO, "Input/output error")
-        save_restored(*arguments)
-
-    monkeypatch.setattr(videos, "save_restored", save)
-    with pytest.raises(OSError, match="Input/output"):
-        sweep(experiment(tiny_prior, tmp_path))
-    assert len(written_rows(tmp_path / "frame_count")) == 3 * batch
-    assert len(written_rows(sweep(experiment(tiny_prior, tmp_path)))) == ITEMS
-
-
-@pytest.fixture
-def heeds_ctrl_c():
-    """As in a terminal: what a shell runs in the background ignores SIGINT, and so would the tests."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("heeds_ctrl_c")
-@pytest.mark.parametrize("batch", [0, 2])  # of three; for the last one the run is waiting
-def test_ctrl_c_while_a_batch_is_written_loses_none_that_was_sampled(batch, tiny_prior, tmp_path, monkeypatch):
-    save_restored, saved = videos.save_restored, []
-
-    def save(*arguments):
-        saved.append(arguments)
-        if len(saved) == batch + 1:
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)
-        save_restored(*arguments)
-
-    monkeypatch.setattr(videos, "save_restored", save)
-    with pytest.raises(KeyboardInterrupt):
-        sweep(experiment(tiny_prior, tmp_path))
-    rows = written_rows(tmp_path / "frame_count")
-    assert len(rows) == min(ITEMS, 3 * (batch + 1))
-    assert len(list((tmp_path / "frame_count" / "rows" / "restored").glob("*"))) == batch + 1
-
-
-def test_rows_are_written_before_the_clock_is_read(tiny_prior, tmp_path, monkeypatch):
-    callbacks = []
-    trainer = restoring.L.Trainer
-
-    def watched(**options):
-        callbacks.extend(options["callbacks"])
-        return trainer(**options)
-
-    monkeypatch.setattr(restoring.L, "Trainer", watched)
-    sweep(experiment(tiny_prior, tmp_path, "trainer.progress=true"))
-    assert [type(callback).__name__ for callback in callbacks] == ["RowSink", "SamplingProgress", "Clock"]
