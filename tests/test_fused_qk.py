@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-pytest.importorskip("triton")  # Linux has it
+pytest.importorskip("triton")  # torch for CUDA brings it, CI installs it
 
 from vsr_lightning.models import fused_qk, video_dit
 from vsr_lightning.models.video_dit import Attention, VideoDiT, axial_rope, fuses, rotations

@@ -8,11 +8,13 @@ import torch
 from vsr_lightning.errors import UserError
 from vsr_lightning.models.vae import VAE
 from vsr_lightning.models.video_dit import (
+    EPS,
     ROPE_BASE,
     Attention,
     VideoDiT,
     attend,
     axial_rope,
+    prepare,
     rotate,
     rotations,
     sincos_2d,
@@ -49,6 +51,12 @@ def test_autocast_changes_little(attention):
     assert prediction.dtype == torch.float32
     assert (prediction - expected).norm() < 0.05 * expected.norm()
     assert not torch.equal(prediction, expected)
+
+
+def test_norms_of_queries_and_keys_spare_small_ones():
+    """By 1e-6, as the shipped priors were trained: numbers of 1e-3 are divided by the root of twice that."""
+    qk = torch.full((1, 1, 2, 1, 4), 1e-3)
+    torch.testing.assert_close(prepare(qk, torch.ones(2, 4), None, EPS), torch.full_like(qk, 0.5**0.5))
 
 
 def test_attention_written_out_in_bf16_is_as_near_as_bf16_is():
