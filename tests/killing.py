@@ -1,5 +1,6 @@
 """Commands in real processes, which can be killed. Forked from one that has imported everything, they start fast."""
 
+import contextlib
 import multiprocessing
 import os
 import random
@@ -94,6 +95,27 @@ def wait_until(condition: Callable[[], bool], process) -> None:
     while not condition() and process.exitcode is None:
         assert time.monotonic() < deadline, "the process is stuck"
         time.sleep(0.002)
+
+
+def children(pid: int, file: str, holding: bytes) -> list[int]:
+    """The processes started by one, of which this file of `/proc` holds these bytes.
+
+    To be known by what they alone have: until it runs its own program, also `git` has its parent's command line.
+    """
+    found = []
+    for started in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in started.read_text().split():
+            with contextlib.suppress(OSError):  # it is over
+                if holding in Path(f"/proc/{child}/{file}").read_bytes():
+                    found.append(int(child))
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    """Also not as a zombie that nobody has waited for."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
 
 
 class Killer:

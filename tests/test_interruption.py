@@ -1,6 +1,5 @@
 """Processes killed at any moment, a rank that dies, a full disk: the same command finishes what is missing."""
 
-import contextlib
 import errno
 import json
 import os
@@ -13,7 +12,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from killing import PATIENCE, Killer, assert_same_results, finish, interrupt, kill, start, start_ranks, wait_until
+from killing import (
+    PATIENCE,
+    Killer,
+    assert_same_results,
+    children,
+    finish,
+    interrupt,
+    is_alive,
+    kill,
+    start,
+    start_ranks,
+    wait_until,
+)
 from tiny_sweep import written_rows
 
 from vsr_lightning.__main__ import main
@@ -120,33 +131,19 @@ def test_so_do_the_processes_that_it_started(sweep_arguments, tmp_path, moment, 
 
     def wait_for(condition, patience=PATIENCE):
         deadline = time.monotonic() + patience
-        while not condition() and time.monotonic() < deadline:
+        while not (found := condition()):
+            assert time.monotonic() < deadline, (tmp_path / "log.txt").read_text()
             time.sleep(0.05)
-        assert condition(), (tmp_path / "log.txt").read_text()
+        return found
 
-    wait_for(lambda: children(process.pid))
+    (child,) = wait_for(lambda: children(process.pid, "environ", b"LOCAL_RANK=1"))
     if moment == "at work":
         wait_for(lambda: sum(path.stat().st_size > 0 for path in folder.glob("rows/rank-*.jsonl")) == 2)
-    (child,) = children(process.pid)
     process.send_signal(told)
     assert process.wait(PATIENCE) == code, (tmp_path / "log.txt").read_text()
-    wait_for(
-        lambda: not is_alive(child), patience=20
-    )  # it may still be importing; by itself it would wait for half an hour
+    # It may still be importing; by itself it would wait for half an hour.
+    wait_for(lambda: not is_alive(child), patience=20)
     assert count_rows(folder) < 4 * ITEMS
-
-
-def children(pid):
-    """The processes of this project that one has started."""
-    started = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in started if b"vsr_lightning" in Path(f"/proc/{child}/cmdline").read_bytes()]
-
-
-def is_alive(pid):
-    """Also not as a zombie that nobody has waited for."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
 
 
 def test_a_rank_that_dies(sweep_arguments, tmp_path):

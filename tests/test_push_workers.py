@@ -4,10 +4,10 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from killing import PATIENCE, children, is_alive
 
 from vsr_lightning.data import push_workers
 from vsr_lightning.data.push_workers import simulate_split
@@ -39,20 +39,19 @@ def test_splits_and_seeds_share_no_trajectory():
 def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     command = [sys.executable, "-m", "vsr_lightning", "data", "experiments/push_sim/data.yaml", f"data.dir={tmp_path}"]
     parent = subprocess.Popen([*command, "data.processes=1"], stderr=subprocess.DEVNULL)
-    while not (workers := children(parent.pid)):
+    deadline = time.monotonic() + PATIENCE
+    while not (workers := children(parent.pid, "cmdline", b"spawn_main")):
+        assert time.monotonic() < deadline, "no worker was started"
         time.sleep(0.1)
     time.sleep(2)
+    assert all(is_alive(worker) for worker in workers)
     parent.kill()
     parent.wait()
     deadline = time.monotonic() + 30
-    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+    while any(is_alive(worker) for worker in workers):
         assert time.monotonic() < deadline, "workers outlive their parent"
         time.sleep(0.1)
     assert not list(tmp_path.glob("*.h5"))
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
 
 
 @sim
