@@ -1,0 +1,150 @@
+"""The DiT's GPU kernels by tile, beside what `torch.compile` makes of their formula: milliseconds, GB/s and the error.
+
+    python tests/bench_kernels.py --batch 80
+
+Each kernel's shipped tile comes first. GB/s are of what must be read and written once. Errors are relative to the
+formula in float32, over a few samples. By Triton's interpreter (TRITON_INTERPRET=1, small shapes) it runs without a
+GPU, and its times then say nothing.
+"""
+
+import argparse
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+import triton
+from bench import positive
+from torch import Tensor
+
+from vsr_lightning import provenance
+from vsr_lightning.errors import UserError
+from vsr_lightning.files import write_json, write_table
+from vsr_lightning.models import fused_qk, video_dit
+from vsr_lightning.models.prior import load_prior
+
+TILES = [fused_qk.Tile(tokens, samples) for tokens, samples in itertools.product((8, 16, 32, 64), (8, 16, 32))]
+CHECKED = 2  # samples of which the error is taken
+COMPILED = "torch.compile"
+
+
+class Kernel(NamedTuple):
+    """One kernel on one input."""
+
+    name: str
+    tile: str  # its name in `fused_qk`
+    work: Callable[[], tuple[Tensor, ...]]
+    formula: Callable[[], tuple[Tensor, ...]]
+    exact: tuple[Tensor, ...]  # of the first samples
+    traffic: int  # bytes
+
+
+def kernels(batch: int, rope: Tensor, heads: int, device: torch.device) -> Iterator[Kernel]:
+    """Those of `fused_qk`, in bf16 on a GPU; rope: `rotations` (2, N, k)."""
+    generator = torch.Generator(device).manual_seed(0)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    tokens, channels = rope.shape[1:]
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, device=device, generator=generator)
+
+    qk, bias = draw(batch, tokens, 2, heads, channels).to(dtype), draw(2 * heads * channels)
+    weight = 1 + 0.3 * draw(2, channels)
+    gradient = draw(*qk.shape).to(dtype)
+    by_q, by_k = gradient.unbind(2)
+    by_q, by_k = by_q.contiguous(), by_k.contiguous()
+
+    def formula(qk: Tensor, bias: Tensor, weight: Tensor) -> Tensor:
+        return video_dit.prepare(qk + bias.view(2, heads, channels), weight, rope, video_dit.EPS).to(qk.dtype)
+
+    few = qk[:CHECKED].float().requires_grad_()
+    exact = formula(few, bias, weight)
+    (by_few,) = torch.autograd.grad(exact, few, gradient[:CHECKED].float())
+    compiled = torch.compile(formula, dynamic=False, disable=device.type == "cpu")
+    yield Kernel(
+        "forward",
+        "FORWARD",
+        partial(fused_qk.prepare, qk, bias, weight, rope, video_dit.EPS),
+        lambda: compiled(qk, bias, weight).unbind(2),
+        exact.detach().unbind(2),
+        2 * qk.nbytes,
+    )
+    for parameters in (False, True):
+        inputs = [qk.detach().requires_grad_(), *(each.detach().requires_grad_(parameters) for each in (bias, weight))]
+        arguments = (by_q, by_k, qk, bias, weight, rope, video_dit.EPS, parameters)
+        wanted = inputs[: 3 if parameters else 1]
+        yield Kernel(
+            "backward, parameters too" if parameters else "backward",
+            "BACKWARD_WITH_PARAMETERS" if parameters else "BACKWARD",
+            partial(fused_qk.backward, *arguments),
+            partial(torch.autograd.grad, compiled(*inputs), wanted, gradient, retain_graph=True),
+            (by_few,),
+            3 * qk.nbytes,
+        )
+
+
+def measure(kernel: Kernel, tiles: list[fused_qk.Tile]) -> Iterator[dict[str, Any]]:
+    """A row for the compiled formula, then one for every tile, the shipped one first."""
+    shipped = getattr(fused_qk, kernel.tile)
+    yield {"kernel": kernel.name, "tile": COMPILED, **timed(kernel.formula, kernel)}
+    for tile in dict.fromkeys((shipped, *tiles)):
+        with mock.patch.object(fused_qk, kernel.tile, tile):
+            yield {"kernel": kernel.name, **tile._asdict(), **timed(kernel.work, kernel)}
+
+
+def timed(work: Callable[[], tuple[Tensor, ...]], kernel: Kernel) -> dict[str, float]:
+    ms = milliseconds(work, kernel.exact[0].device)
+    errors = [relative_error(a[:CHECKED], b) for a, b in zip(work(), kernel.exact, strict=False)]
+    return {"ms": ms, "gb_per_second": kernel.traffic / ms / 1e6, "error": max(errors)}
+
+
+def milliseconds(work: Callable[[], Any], device: torch.device) -> float:
+    """Median time of a call, on a GPU with its cache emptied before each."""
+    if device.type == "cuda":
+        return triton.testing.do_bench(work, return_mode="median")
+    start = time.perf_counter()
+    work()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def relative_error(found: Tensor, exact: Tensor) -> float:
+    return ((found.float() - exact).norm() / exact.norm()).item()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prior", default="data/checkpoints/moving_mnist", help="whose shapes are taken")
+    parser.add_argument("--batch", type=positive, default=80, help="videos (%(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("runs/bench_kernels"))
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu" and not triton.knobs.runtime.interpret:
+        parser.error("a GPU is needed, or TRITON_INTERPRET=1 with a small --prior and --batch")
+    try:
+        dit = load_prior(options.prior).dit
+    except UserError as error:
+        parser.exit(2, f"error: {error}\n")
+    rows = []
+    for kernel in kernels(options.batch, dit.rope.to(device), dit.blocks[0].attention.heads, device):
+        for row in measure(kernel, TILES):
+            rows.append(row)
+            print(line(row), flush=True)
+    columns = ["kernel", "tile", *fused_qk.Tile._fields, "ms", "gb_per_second", "error"]
+    options.output.mkdir(parents=True, exist_ok=True)
+    write_table(options.output / "kernels.csv", columns, rows)
+    write_json(options.output / "machine.json", provenance.describe_machine())
+    print(options.output / "kernels.csv")
+
+
+def line(row: dict[str, Any]) -> str:
+    tile = row.get("tile") or f"{row['tokens']} tokens, {row['samples']} samples"
+    numbers = f"{row['ms']:8.4f} ms, {row['gb_per_second']:6.0f} GB/s, error {row['error']:.5f}"
+    return f"{row['kernel']:24} {tile:22}: {numbers}"
+
+
+if __name__ == "__main__":
+    main()
