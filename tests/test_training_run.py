@@ -159,6 +159,22 @@ def test_exported_prior_has_the_averaged_weights_and_the_history_of_its_vae(tmp_
         assert torch.equal(value, vae.state_dict()[name]), name
 
 
+def test_export_takes_no_other_runs_place(tiny_prior, tmp_path):
+    trained, target = experiment("vae", tmp_path), tmp_path / "exported"
+    train(trained)
+    assert export(trained, target) == export(trained, target)  # as after more steps
+    other = experiment("vae", tmp_path, "name=other", "training.lr=0.5")
+    train(other)
+    before = {path: path.read_bytes() for path in target.iterdir()}
+    with pytest.raises(UserError, match=r"exported: holds the prior of another run than other; name another folder"):
+        export(other, target)
+    assert {path: path.read_bytes() for path in target.iterdir()} == before
+    with pytest.raises(UserError, match="holds the prior of another run"):  # which is not on record, as of shipped ones
+        export(other, tiny_prior)
+    (target / "card.yaml").write_text("damaged: [")
+    assert card_of(export(other, target))["training"][-1]["run"] == "other"
+
+
 def test_init_starts_from_a_prior_and_keeps_its_history(tmp_path):
     vae = train(experiment("vae", tmp_path)) / "prior"
     first = train(experiment("dit", tmp_path, f"training.vae_prior={vae}")) / "prior"

@@ -65,7 +65,11 @@ def train(experiment: Experiment) -> Path:
 
 
 def export(experiment: Experiment, target: Path, datamodule: ClipDataModule | None = None) -> Path:
-    """Write the prior's folder `target` from the run's last checkpoint (averaged weights), with its card."""
+    """Write the prior's folder `target` from the run's last checkpoint (averaged weights), with its card.
+
+    Raises UserError where `target` holds the prior of another run.
+    """
+    _check_takes_no_place(target, experiment)
     checkpoint_path = experiment.folder / "checkpoints" / "last.ckpt"
     if not checkpoint_path.exists():
         raise UserError(f"{checkpoint_path}: no such file; train {experiment.name} first")
@@ -91,6 +95,21 @@ def export(experiment: Experiment, target: Path, datamodule: ClipDataModule | No
         save_prior(target, {**card, "training": history}, module.prior.vae, module.dit)
     print(f"{target}: exported {experiment.training.stage} after {checkpoint['global_step']} steps")
     return target
+
+
+def _check_takes_no_place(target: Path, experiment: Experiment) -> None:
+    """Training's own `prior/` is free to be written again, as is what no card says the origin of."""
+    if target == experiment.folder / "prior":
+        return
+    try:
+        records = read_card(target).get("training") or [{}]
+    except UserError:  # none, or damaged: the way out is to export again
+        return
+    if records[-1].get("run") != experiment.name:
+        raise UserError(
+            f"{target}: holds the prior of another run than {experiment.name}; name another folder, as in prior=…, or "
+            "delete its card.yaml to replace it"
+        )
 
 
 def make_datamodule(experiment: Experiment) -> ClipDataModule:
@@ -234,12 +253,13 @@ def _is_finished(experiment: Experiment, steps: int, seconds: float) -> bool:
 
 
 def _seconds(checkpoint: dict[str, Any]) -> float:
-    """Of training, over all parts of the run."""
+    """Seconds of training, over all parts of the run."""
     return checkpoint["callbacks"].get("Throughput", {}).get("seconds", 0.0)
 
 
 def _training_record(experiment: Experiment, checkpoint: dict[str, Any]) -> dict[str, Any]:
     return {
+        "run": experiment.name,
         "stage": experiment.training.stage,
         "data": {key: value for key, value in experiment.data.items() if key not in ("dir", "num_workers")},
         "seed": experiment.seed,
