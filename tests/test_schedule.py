@@ -69,7 +69,7 @@ def test_steps_that_stop_early_lead_to_a_noise_level(spacing):
     assert timesteps == sorted(timesteps, reverse=True)
     assert (timesteps[0], min(timesteps) > 300) == (799, True)
     assert steps[-1].alpha_bar_prev == pytest.approx(ALPHA_BARS[300], rel=1e-9)
-    with pytest.raises(UserError, match="between timesteps 301 and 799"):
+    with pytest.raises(UserError, match="as many as there are timesteps from 799 down to 301"):
         LinearSchedule().respaced(500, spacing, start=0.8, stop=0.3)
 
 

@@ -15,8 +15,10 @@ class NothingRestored(Exception):
 
 
 def suggestion(name: str, known: Iterable[object]) -> str:
-    """The end of a message about a name that is not `known`: the nearest one that is, else all of them."""
+    """The end of a message about a name that is not `known`: the nearest one that is, else all of them, if any."""
     names = sorted(map(str, known))
+    if not names:
+        return ", of which there are none here"
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(names)}"
 

@@ -83,6 +83,10 @@ def prepare(experiment: Experiment, launched: bool = True) -> Job:
     processes.check_devices(experiment, launched)
     if not experiment.prior:
         raise UserError("prior: is empty; name a prior's folder, as prior=data/checkpoints/moving_mnist")
+    if not experiment.degradation:
+        raise UserError(
+            "degradation: is missing; is this an experiment to train? A sweep includes one, as sweep_frames.yaml"
+        )
     prior = load_prior(experiment.prior)
     check_frames(prior, experiment.grid.num_frames)
     degradation = build(experiment.degradation, "degradation", Downsample)
@@ -95,7 +99,8 @@ def prepare(experiment: Experiment, launched: bool = True) -> Job:
         try:
             rehearse(samplers[name], prior.schedule, steps)
         except UserError as error:
-            raise UserError(f"{name}: {error}") from None
+            message = str(error).replace("sampler.steps", "grid.steps") if experiment.grid.steps else error
+            raise UserError(f"{name}: {message}") from None
     for variant in degradations(experiment.grid, degradation):
         variant.operator(widths(experiment.grid, variant.factor, variant.kernel), *prior.video_shape[-2:])
     fixed = _fixed_columns(experiment, datamodule, prior)

@@ -46,7 +46,7 @@ class Step:
         return self.alpha_bar_prev**0.5 - self.alpha_bar_t**0.5 * self.z_t_weight
 
     def mean(self, z_t: Tensor, z0_hat: Tensor) -> Tensor:
-        """Of z_{t-1}, given z_t and an estimate of z_0; all of one shape."""
+        """The mean of z_{t-1}, given z_t and an estimate of z_0; all of one shape."""
         return self.z_t_weight * z_t + self.z0_weight * z0_hat
 
 
@@ -85,8 +85,10 @@ class LinearSchedule(nn.Module):
         first, end = round(start * (self.num_steps - 1)), round(stop * (self.num_steps - 1))
         lowest = end + 1 if stop > 0 else 0
         if not 1 <= steps <= first - lowest + 1:
-            between = f"between timesteps {lowest} and {first}" if stop > 0 else "the steps trained on"
-            raise UserError(f"sampler.steps: {steps} is not between 1 and {first - lowest + 1}, {between}")
+            raise UserError(
+                f"sampler.steps: {steps} is not between 1 and {first - lowest + 1}, as many as there are timesteps "
+                f"from {first} down to {lowest}"
+            )
         if stop > 0:
             timesteps = [*self._spaced(steps + 1, spacing, first, end)]
             alpha_bars = [self._alpha_bars[t] for t in timesteps]

@@ -69,7 +69,6 @@ def export(experiment: Experiment, target: Path, datamodule: ClipDataModule | No
 
     Raises UserError where `target` holds the prior of another run.
     """
-    _check_takes_no_place(target, experiment)
     checkpoint_path = experiment.folder / "checkpoints" / "last.ckpt"
     if not checkpoint_path.exists():
         raise UserError(f"{checkpoint_path}: no such file; train {experiment.name} first")
@@ -80,6 +79,7 @@ def export(experiment: Experiment, target: Path, datamodule: ClipDataModule | No
             f"{checkpoint_path}: at step {checkpoint['global_step']} of {experiment.training.max_steps}; "
             "go on with the training, or export all the same with unfinished=true"
         )
+    _check_takes_no_place(target, experiment)
     module = make_module(experiment)
     module.load_state_dict(checkpoint["state_dict"])
     history = _history(experiment) + [_training_record(experiment, checkpoint)]
@@ -130,6 +130,9 @@ def make_module(experiment: Experiment) -> LitVAE | LitDiT:
     source = training.vae_prior or experiment.init
     if not source:
         raise UserError("training.vae_prior: name the folder of the prior that holds the trained VAE")
+    if not (Path(source) / "card.yaml").exists():
+        key = "training.vae_prior" if training.vae_prior else "init"
+        raise UserError(f"{key}: {source} holds no prior; train the VAE first, or name the folder of one that is there")
     vae = load_vae(source)
     if experiment.init:
         prior = load_prior(experiment.init)
