@@ -8,7 +8,7 @@ import yaml
 from vsr_lightning.config import load_config, to_yaml
 from vsr_lightning.degradation.downsample import Downsample
 from vsr_lightning.evaluation.grid import grid_items, sampler_sections
-from vsr_lightning.figures.report_provenance import configured, grid_size, overview
+from vsr_lightning.figures.report_provenance import configured, grid_size, overview, provenance
 from vsr_lightning.targets import build
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -71,6 +71,14 @@ def test_a_page_says_what_is_missing(report, run_copy):
     page = report(run_copy)
     assert "8 of 24 restorations, of 3 videos × 1 noise instance; 1 failed" in page.text
     assert "temperature 0.5" in page.text
+
+
+def test_a_note_stands_beside_what_it_is_about(tmp_path):
+    meta = {"git": "01b7c42-dirty", "hardware": "H200", "note": "the code is that of a6e45e5"}
+    facts = provenance(tmp_path, meta | {"resumed": [{"started": "later", **meta}]}, [])
+    assert [*facts] == ["folder", "git", "note", "hardware", "resumed"]
+    assert facts["note"] == "the code is that of a6e45e5"
+    assert facts["resumed"] == "later (01b7c42-dirty, the code is that of a6e45e5, H200)"
 
 
 def test_the_samplers_that_were_used():

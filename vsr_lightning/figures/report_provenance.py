@@ -55,7 +55,7 @@ def _restored(number: int, planned: int | None) -> str:
 def provenance(folder: Path, meta: Section, rows: Sequence[Row]) -> dict[str, str]:
     """What `meta.json` and the rows say, by name. `rows` are those of `results.csv`, or of `summary.csv` without it."""
     facts = {"folder": str(folder)}
-    by = ("git", "hardware", "precision")
+    by = ("git", "note", "hardware", "precision")  # a note is added by hand
     facts |= {name: str(meta[name]) for name in ("command", "started", *by) if name in meta}
     if versions := meta.get("versions"):
         facts["versions"] = ", ".join(f"{package} {version}" for package, version in versions.items())
