@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from vsr_lightning.evaluation.results import RowWriter, write_means, write_tables
+from vsr_lightning.figures import samplers
 from vsr_lightning.figures.reading import read_table
 from vsr_lightning.figures.samplers import COLUMNS, MARKERS, compare, draw, make_figures
 
@@ -94,6 +95,15 @@ def test_settings_that_take_as_long_stand_side_by_side_under_one_label(rows):
     assert [text.get_text() for text in axes.texts] == ["100", "250", "850, 1000"]
     places = [x for line in axes.lines if line.get_marker() in MARKERS for x in line.get_xdata()]
     assert len(set(places)) == len(places) == 4
+    ends = [[*line.get_xdata()] for line in axes.lines if line.get_color() == "dimgrey"]
+    assert sorted(places) == sorted({end for pair in ends for end in pair})
+    assert ends[2][1] / ends[2][0] == pytest.approx(1.025)
+
+
+def test_a_large_group_reaches_no_farther_than_a_fifth():
+    places = samplers._side_by_side([{"seconds": 1.0}] * 40)
+    assert 1.15 < places[-1] / places[0] < 1.2
+    assert math.prod(places) == pytest.approx(1)
 
 
 def test_settings_that_all_take_as_long_are_ranked(rows):

@@ -16,6 +16,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.transforms import ScaledTranslation
 
 from vsr_lightning.averages import item_scores, paired_difference
 from vsr_lightning.conditions import OBSERVATION, SAMPLING, TEXTS
@@ -181,7 +182,9 @@ def _draw_curves(table: Sequence[Line], rows: Sequence[Row]) -> Figure:
     if columns == 2:
         panels[-1, 0].set_xlabel("guidance scale $\\zeta$; the darker, the more steps")
     at_best = ", at the best $\\zeta$" if columns == 2 else ""
-    panels[-1, -1].set_xlabel(f"seconds a restoration{at_best}; on top the number of steps")
+    panels[-1, -1].set_xlabel(
+        f"seconds a restoration{at_best}; on top the number of steps\n(settings under one line are equally fast)"
+    )
     entry = LEGEND_SIGN + LEGEND_LETTER * max(len(sampler) for sampler in samplers)
     ncols = max(1, min(4, int(figure.get_figwidth() / entry)))
     figure.legend(*_legend(panels.flat), loc="outside lower center", ncols=ncols, frameon=False, fontsize=9)
@@ -236,13 +239,20 @@ def _draw_against_seconds(
 ) -> None:
     """A sampler's points, those of a group side by side, or they would hide each other."""
     points = [
-        (line["seconds"] * 1.025 ** (place - (len(group) - 1) / 2), line)
+        (seconds, line)
         for group in groups
-        for place, line in enumerate(group)
+        for seconds, line in zip(_side_by_side(group), group, strict=True)
         if line["sampler"] == lines[0]["sampler"]
     ]
     seconds, lines = zip(*points, strict=True)
     _errorbar(axes, seconds, lines, label=str(lines[0]["sampler"]), **style)
+
+
+def _side_by_side(group: Sequence[Line]) -> list[float]:
+    """Where the settings of a group are drawn: around the seconds that they have in common."""
+    seconds = math.exp(sum(math.log(line["seconds"]) for line in group) / len(group))
+    apart = min(1.025, 1.2 ** (1 / len(group)))  # a large group is not to reach as far as the next one
+    return [seconds * apart ** (place - (len(group) - 1) / 2) for place in range(len(group))]
 
 
 def _equally_fast(lines: Iterable[Line]) -> list[list[Line]]:
@@ -260,14 +270,17 @@ def _equally_fast(lines: Iterable[Line]) -> list[list[Line]]:
 
 
 def _label_steps(axes: Axes, groups: Iterable[Sequence[Line]]) -> None:
-    """The numbers of steps above each group."""
+    """The numbers of steps above each group, over a line from its first setting to its last."""
+    at_the_top = axes.get_xaxis_transform()
+    below_the_number = at_the_top + ScaledTranslation(0, -13 / 72, axes.figure.dpi_scale_trans)
     for group in groups:
         steps = ", ".join(str(number) for number in sorted({line["steps"] for line in group}))
-        place = math.exp(sum(math.log(line["seconds"]) for line in group) / len(group)), 1.0  # at the upper edge
+        places = _side_by_side(group)
+        axes.plot([places[0], places[-1]], [1.0, 1.0], color="dimgrey", linewidth=0.8, transform=below_the_number)
         axes.annotate(
             steps,
-            place,
-            xycoords=axes.get_xaxis_transform(),
+            (math.sqrt(places[0] * places[-1]), 1.0),
+            xycoords=at_the_top,
             xytext=(0, -3),
             textcoords="offset points",
             ha="center",
