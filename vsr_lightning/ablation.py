@@ -185,7 +185,7 @@ def _alone(experiment: Experiment) -> Iterator[None]:
 
 
 def _record_path(experiment: Experiment) -> Path:
-    """Of the file that is written when a variant is measured."""
+    """Where it is written what a variant was measured to be."""
     return experiment.folder / "variant.json"
 
 

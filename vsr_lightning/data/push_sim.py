@@ -133,7 +133,7 @@ class PushSim(TrajectoryDataModule):
 
 
 def _available_cores() -> int:
-    """Of this process, which a container or scheduler may hold to fewer than the machine has."""
+    """The cores of this process, which a container or scheduler may hold to fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -15,7 +15,8 @@ from vsr_lightning.errors import UserError
 from vsr_lightning.evaluation import results
 from vsr_lightning.evaluation.grid import batches_of_rank, first_look
 from vsr_lightning.evaluation.inventory import take_inventory
-from vsr_lightning.evaluation.job import Job, Row, prepare
+from vsr_lightning.evaluation.job import Job, prepare
+from vsr_lightning.evaluation.results import Row
 from vsr_lightning.experiment import Experiment
 
 ROW_BYTES = 1500  # of an item in its row file and in results.csv
@@ -142,7 +143,7 @@ def _machines(meta_path: Path) -> set[tuple[str, str]]:
 
 
 def _disk_bytes(job: Job, items: list[Item]) -> int:
-    """Of the files to come, as if videos could not be compressed: every restoration, and the clips to look at."""
+    """Bytes of the files to come, as if videos could not be compressed: every restoration, and the clips to look at."""
     video = math.prod(job.prior.video_shape)
     clips = sum(3 * video + video // item.factor**2 for item in items if job.keeps_clip(item))
     return len(items) * (video + ROW_BYTES) + 2 * clips  # kept by each rank, and gathered

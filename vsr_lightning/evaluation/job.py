@@ -17,14 +17,13 @@ from vsr_lightning.errors import UserError
 from vsr_lightning.evaluation import results
 from vsr_lightning.evaluation.grid import degradations, grid_items, row_maker, sampler_sections
 from vsr_lightning.evaluation.inventory import Inventory
+from vsr_lightning.evaluation.results import Row
 from vsr_lightning.experiment import Experiment, Grid
 from vsr_lightning.inference.dps import Observation
 from vsr_lightning.inference.lit_vsr import check_frames
 from vsr_lightning.models.prior import Prior, fingerprint, load_prior
 from vsr_lightning.models.schedule import LinearSchedule
 from vsr_lightning.targets import build
-
-Row = dict[str, Any]
 
 OBSERVED = {"truth": "", "reconstruction": ", observed as reconstructed"}  # added to the name of the clips
 

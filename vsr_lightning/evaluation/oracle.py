@@ -7,7 +7,6 @@ beside theirs; see `inference/known_motion.py`.
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from vsr_lightning.errors import UserError
 from vsr_lightning.evaluation import results
 from vsr_lightning.evaluation.grid import frames_of, grid_items, observation_batch, row_maker, sampler_sections
 from vsr_lightning.evaluation.job import check_videos
+from vsr_lightning.evaluation.results import Row
 from vsr_lightning.experiment import Experiment
 from vsr_lightning.inference.known_motion import DigitMixture, fit_digits, sample_with_known_motion
 from vsr_lightning.inference.lit_vsr import observe
@@ -30,8 +30,6 @@ from vsr_lightning.metrics import scores
 from vsr_lightning.targets import build
 
 MAX_DIGITS = 20_000  # to fit the mixture to: more take minutes, and change little
-
-Row = dict[str, Any]
 
 
 def oracle(experiment: Experiment) -> Path:

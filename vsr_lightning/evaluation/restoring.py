@@ -27,14 +27,13 @@ from vsr_lightning.evaluation.clock import Clock
 from vsr_lightning.evaluation.grid import GridDataset, batches_of_rank, frames_of
 from vsr_lightning.evaluation.inventory import Inventory
 from vsr_lightning.evaluation.job import Job
+from vsr_lightning.evaluation.results import Row
 from vsr_lightning.experiment import Experiment
 from vsr_lightning.inference.lit_vsr import LitVSR, ObservationBatch, Restoration
 
 RESTORED_AGAIN = "restored again, its first row stands"
 COMPILE_FROM_STEPS = 1000  # sampler steps of a job: compilation takes about a minute
 WRITE_AFTER_STEPS = 5  # of the next batch
-
-Row = dict[str, Any]
 
 
 def restore_missing(job: Job, missing: list[Item], held: Inventory, folder: Path, rows: results.RowWriter) -> Clock:

@@ -21,11 +21,11 @@ from vsr_lightning.evaluation.grid import first_look
 from vsr_lightning.evaluation.inventory import take_inventory
 from vsr_lightning.evaluation.job import Job, prepare
 from vsr_lightning.evaluation.restoring import restore_missing
+from vsr_lightning.evaluation.results import Row
 from vsr_lightning.experiment import Experiment
 from vsr_lightning.metrics import scores
 from vsr_lightning.targets import build
 
-Row = dict[str, Any]
 Instances = list[tuple[Row, np.ndarray]]  # of a video under a condition: rows, and what was restored, (F, H, W, C)
 
 MEANS_AT_ONCE = 8  # what their scores take stays in the caches of a CPU; 32 take twice as long

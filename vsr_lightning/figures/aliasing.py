@@ -184,7 +184,7 @@ def _title(row: Row) -> str:
 
 
 def sharpest_and_blurriest(clips: Sequence[Row]) -> tuple[Row, Row] | None:
-    """Of the clips with the largest factor and most observed frames: the least and the most blurred; None if equal."""
+    """The least and the most blurred of the clips with the largest factor and most observed frames; None if equal."""
     gaussian = [clip for clip in clips if clip["kernel"] == "gaussian"]
     if not gaussian:
         return None

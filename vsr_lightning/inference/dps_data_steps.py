@@ -33,7 +33,7 @@ def dps_data_steps_sample(
     max_move: float = 0.3,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Restore videos from their observation: one posterior sample each, (B, F, C, H, W).
+    """Restore videos from their observation, (B, F, C, H, W); at temperature 1 each is one posterior sample.
 
     The steps are those of `dps_polyak_sample`, but between `high` and `low` `repeats` data steps come to each.
 

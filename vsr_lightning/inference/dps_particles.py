@@ -93,5 +93,5 @@ def _best_estimate(guesses: Sequence[Estimate], best: Tensor) -> Estimate:
 
 
 def _choose(values: Sequence[Tensor], best: Tensor) -> Tensor:
-    """Of K tensors (B, ...), for each sample the one that `best` (B,) says."""
+    """Each sample from the one of K tensors (B, ...) that `best` (B,) says."""
     return torch.stack(list(values))[best, torch.arange(len(best), device=best.device)]

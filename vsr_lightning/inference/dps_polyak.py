@@ -33,7 +33,7 @@ def dps_polyak_sample(
     gradient_blur_until: float = 0.05,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Restore videos from their observation: one posterior sample each, (B, F, C, H, W).
+    """Restore videos from their observation, (B, F, C, H, W); at temperature 1 each is one posterior sample.
 
     Algorithm 1 (see `dps.py`), but for the length of the steps of line 8, which `polyak_move` gives.
 

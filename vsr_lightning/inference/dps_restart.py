@@ -39,7 +39,7 @@ def dps_restart_sample(
     eta: float = 1.0,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Restore videos from their observation: one posterior sample each, (B, F, C, H, W).
+    """Restore videos from their observation, (B, F, C, H, W); at temperature 1 each is one posterior sample.
 
     Steps are those of `dps_polyak_sample`: from `start` down to `low`, then from each level of `restarts` down to
     `low`, but from the last of them down to 0. Levels are shares of the schedule, and no level is above an earlier one.

@@ -55,7 +55,7 @@ def estimate(prior: Prior, observation: Observation, z_t: Tensor, step: Step, le
 
 
 def _blurs(observation: Observation, videos: int, least_blur: float) -> tuple[list[float], list[float]]:
-    """Of each video, the width of its own blur, and what that lacks: 0 where it would reach no neighbour."""
+    """The width of each video's own blur, and what that lacks: 0 where it would reach no neighbour."""
     own = [*observation.blur] or [0.0] * videos
     if len(own) != videos:
         raise ValueError(f"blur: {len(own)} widths for {videos} videos")

@@ -85,7 +85,12 @@ def _backward(
     in_samples: tl.constexpr,
     parameters: tl.constexpr,
 ):
-    """The gradient by qk; and by bias and the norms' weights, summed over this program's tokens and samples."""
+    """The gradient by qk; and by bias and the norms' weights, summed over this program's tokens and samples.
+
+    With x = (qk + bias) / rms, the output R(weight x) and the gradient g by it, where R rotates and Rᵀ rotates back:
+    the gradient by weight is x Rᵀg, and by qk, as by bias, (w - x mean(x w)) / rms for w = weight Rᵀg. `_1` and `_2`
+    are the halves of a head's channels.
+    """
     part, token, place_in_part, bias_1, bias_2, weight_1, weight_2, cos, sin = _begin(
         bias, weight, rope, tokens, heads, half, in_tile, in_heads
     )
@@ -105,18 +110,18 @@ def _backward(
         g_2 = tl.load(gradient + place + half, there, 0.0).to(tl.float32)
         place = ((sample * tokens + token) * 2 + part) * (heads * 2 * half) + place_in_part
         x_1, x_2, scale = _normalised(qk + place, there, bias_1, bias_2, eps, half)
-        y_1, y_2 = g_1 * cos + g_2 * sin, g_2 * cos - g_1 * sin  # rotated back
+        back_1, back_2 = g_1 * cos + g_2 * sin, g_2 * cos - g_1 * sin
         if parameters:
-            weight_sum_1 += y_1 * x_1
-            weight_sum_2 += y_2 * x_2
-        y_1, y_2 = y_1 * weight_1, y_2 * weight_2
-        along = tl.sum(y_1 * x_1 + y_2 * x_2, 2, keep_dims=True) / (2 * half)
-        g_1, g_2 = scale * (y_1 - x_1 * along), scale * (y_2 - x_2 * along)
-        tl.store(by_qk + place, g_1, there)
-        tl.store(by_qk + place + half, g_2, there)
+            weight_sum_1 += back_1 * x_1
+            weight_sum_2 += back_2 * x_2
+        w_1, w_2 = back_1 * weight_1, back_2 * weight_2
+        mean = tl.sum(w_1 * x_1 + w_2 * x_2, 2, keep_dims=True) / (2 * half)
+        by_1, by_2 = scale * (w_1 - x_1 * mean), scale * (w_2 - x_2 * mean)
+        tl.store(by_qk + place, by_1, there)
+        tl.store(by_qk + place + half, by_2, there)
         if parameters:
-            bias_sum_1 += g_1
-            bias_sum_2 += g_2
+            bias_sum_1 += by_1
+            bias_sum_2 += by_2
     if parameters:
         program = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
         place = (program * 2 + part) * (heads * 2 * half) + place_in_part
