@@ -16,6 +16,7 @@ BENCH ?=
 MNIST := experiments/moving_mnist
 VAE ?= $(MNIST)/vae.yaml
 DIT ?= $(MNIST)/dit.yaml
+SWEEP ?= $(MNIST)/sweep_frames.yaml
 
 PUSHING.bair := bair
 PUSHING.sim := push_sim
@@ -118,8 +119,8 @@ eval-bair: PRIOR = $(firstword $(patsubst %/card.yaml,%,$(PUSHING_CARDS)) data/c
 eval-bair: $(READY) ## Table I, Figs. 6 and 7 on robot pushing (SOURCE=bair or sim) with train-bair's prior, else a shipped one
 	$(VSR) evaluate experiments/$(PUSHING)/eval.yaml prior=$(PRIOR) trainer.devices=$(DEVICES) $(OVERRIDES)
 
-figures: $(READY) ## Draw the figures of the finished frame-count sweep again
-	$(VSR) figures $(MNIST)/sweep_frames.yaml prior=$(PRIOR) $(OVERRIDES)
+figures: $(READY) ## Draw the figures of a finished sweep again (SWEEP=its YAML; the frame-count sweep's)
+	$(VSR) figures $(SWEEP) $(OVERRIDES)
 
 report: $(READY) ## One HTML page of the runs in RUNS (all of runs/), to look at without a network
 	$(if $(RUNS),,$(error no finished sweep in runs/; name folders, as RUNS=experiments/results/demo))

@@ -42,3 +42,9 @@ def test_robot_pushing_is_evaluated_with_ones_own_prior_else_the_shipped_one(fol
     assert prior() == f"mine-{experiment}"
     assert f"prior=data/checkpoints/{prior()} " in would_run(folder, "train-bair", f"SOURCE={source}")
     assert prior("PRIOR=data/checkpoints/other") == "other"
+
+
+def test_figures_are_of_the_sweep_that_is_named(folder):
+    for arguments, named in (([], "sweep_frames"), (["SWEEP=experiments/moving_mnist/demo.yaml"], "demo")):
+        line = would_run(folder, "figures", *arguments).splitlines()[-1]
+        assert line.split()[1:] == ["-m", "vsr_lightning", "figures", f"experiments/moving_mnist/{named}.yaml"]
