@@ -102,12 +102,15 @@ def children(pid: int, file: str, holding: bytes) -> list[int]:
 
     To be known by what they alone have: until it runs its own program, also `git` has its parent's command line.
     """
+    started: list[str] = []
+    for of_thread in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # the thread is over
+            started += of_thread.read_text().split()
     found = []
-    for started in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in started.read_text().split():
-            with contextlib.suppress(OSError):  # it is over
-                if holding in Path(f"/proc/{child}/{file}").read_bytes():
-                    found.append(int(child))
+    for child in started:
+        with contextlib.suppress(OSError):  # the child is over
+            if holding in Path(f"/proc/{child}/{file}").read_bytes():
+                found.append(int(child))
     return found
 
 
