@@ -218,10 +218,11 @@ def test_a_run_of_another_configuration_is_refused(tmp_path):
 def test_missing_inputs_are_named(tmp_path):
     with pytest.raises(UserError, match="no such file; train moving_mnist_vae first"):
         export(experiment("vae", tmp_path), tmp_path / "exported")
-    with pytest.raises(UserError, match=r"training.vae_prior: nowhere holds no prior; train the VAE"):
+    with pytest.raises(UserError, match=r"training.vae_prior: nowhere holds no prior; train it first"):
         train(experiment("dit", tmp_path, "training.vae_prior=nowhere"))
-    with pytest.raises(UserError, match=r"init: nowhere holds no prior"):
-        train(experiment("dit", tmp_path, "training.vae_prior=''", "init=nowhere"))
+    for stage in ("vae", "dit"):
+        with pytest.raises(UserError, match=r"init: nowhere holds no prior"):
+            train(experiment(stage, tmp_path, "training.vae_prior=''", "init=nowhere"))
     with pytest.raises(UserError, match="training.vae_prior: name the folder"):
         train(experiment("dit", tmp_path, "training.vae_prior=''"))
     assert not list(tmp_path.iterdir())

@@ -120,6 +120,9 @@ def make_module(experiment: Experiment) -> LitVAE | LitDiT:
     """The LightningModule of the stage, its network fresh or from the prior that `init` names."""
     torch.manual_seed(experiment.seed)  # the initial weights
     training = experiment.training
+    for key, folder in (("init", experiment.init), ("training.vae_prior", training.vae_prior)):
+        if folder and not (Path(folder) / "card.yaml").exists():
+            raise UserError(f"{key}: {folder} holds no prior; train it first, or name the folder of one that is there")
     if training.stage == "vae":
         if experiment.init:
             _check_same_network("vae", experiment)
@@ -130,9 +133,6 @@ def make_module(experiment: Experiment) -> LitVAE | LitDiT:
     source = training.vae_prior or experiment.init
     if not source:
         raise UserError("training.vae_prior: name the folder of the prior that holds the trained VAE")
-    if not (Path(source) / "card.yaml").exists():
-        key = "training.vae_prior" if training.vae_prior else "init"
-        raise UserError(f"{key}: {source} holds no prior; train the VAE first, or name the folder of one that is there")
     vae = load_vae(source)
     if experiment.init:
         prior = load_prior(experiment.init)
