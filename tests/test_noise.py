@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from vsr_lightning.inference.noise import SamplerNoise, sensor_noise
+from vsr_lightning.inference.noise import SamplerNoise, sampler_generator, sensor_noise
 
 SHAPE = (3, 2, 5)
 KEYS = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)]
-DRAWS = 2 * SamplerNoise.block + 3  # over two block boundaries
+DRAWS = SamplerNoise.first_block + 2 * SamplerNoise.block + 3  # over three block boundaries
 
 
 def draws(keys, count=DRAWS, shape=SHAPE):
@@ -51,6 +51,13 @@ def test_blocks_continue_the_stream():
     assert len({tuple(draw.flatten().tolist()) for draw in first}) == DRAWS  # no repeats
     key = [KEYS[1]]
     assert torch.equal(draws(key, DRAWS)[: SamplerNoise.block], draws(key, SamplerNoise.block))
+
+
+def test_latents_do_not_depend_on_the_blocks():
+    latents = (10, 8, 8, 8)
+    generator = sampler_generator(KEYS[0])
+    one_by_one = torch.stack([torch.randn(latents, generator=generator) for _ in range(DRAWS)])
+    assert torch.equal(draws(KEYS[:1], shape=latents)[:, 0], one_by_one)
 
 
 @pytest.mark.parametrize("stream", ["sensor", "sampler"])

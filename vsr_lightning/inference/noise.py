@@ -29,25 +29,27 @@ class SamplerNoise:
     block, and none inside a captured graph.
     """
 
-    block = 50  # part of the streams' definition: another value gives other numbers
+    # Part of the streams' definition, unless a draw is a multiple of 16 numbers, as PyTorch fills tensors by 16. The
+    # first block is waited for: just enough that a device has work while the next one is drawn.
+    first_block, block = 2, 50
 
     def __init__(self, keys: Sequence[SampleKey], shape: tuple[int, ...], device: torch.device | str = "cpu") -> None:
         self._generators = [sampler_generator(key) for key in keys]
         self._shape, self._device = shape, torch.device(device)
         self._draws: Iterator[Tensor] = iter(())
         self._threads = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1))
-        self._begin_block()
+        self._begin_block(self.first_block)
 
     def __call__(self) -> Tensor:
         draw = next(self._draws, None)
         if draw is None:
             self._draws = iter(self._finish_block())
-            self._begin_block()
+            self._begin_block(self.block)
             draw = next(self._draws)
         return draw
 
-    def _begin_block(self) -> None:
-        shape = (len(self._generators), self.block, *self._shape)
+    def _begin_block(self, steps: int) -> None:
+        shape = (len(self._generators), steps, *self._shape)
         with torch.inference_mode(False):  # other threads, which do not know this one's modes, write to it
             self._numbers = torch.empty(shape, pin_memory=self._device.type == "cuda")
         self._jobs = [
