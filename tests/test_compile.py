@@ -1,5 +1,7 @@
 """Compiled networks restore what plain ones do (float32, on a CPU; needs a C++ compiler, as torch.compile does)."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -10,34 +12,41 @@ from vsr_lightning.degradation.downsample import Downsample
 from vsr_lightning.inference.dps import Observation, dps_sample
 from vsr_lightning.inference.noise import SamplerNoise
 from vsr_lightning.metrics import psnr
+from vsr_lightning.models.layers import Conv2d, Linear, NormSiLU, PixelShuffle, SubpixelConv2d
 from vsr_lightning.models.prior import load_prior
-from vsr_lightning.models.vae import Conv2d, GroupNorm, PixelShuffle, SubpixelConv2d
-from vsr_lightning.models.video_dit import Attention, Linear
+from vsr_lightning.models.video_dit import Attention
 
 
+@pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize(("mean", "spread", "tolerance"), [(0.5, 1.0, 1e-4), (1000.0, 0.1, 5e-3), (123.456, 0.0, 1e-4)])
-def test_compiled_group_norm_is_pytorchs(mean, spread, tolerance):
-    """Values and all three gradients, even with a mean that is large beside the spread, against float64."""
+def test_compiled_group_norm_is_pytorchs(mean, spread, tolerance, with_bias):
+    """Values and all gradients, even with a mean that is large beside the spread, against float64."""
     torch.manual_seed(0)
     x = (mean + spread * torch.randn(3, 16, 5, 7)).to(memory_format=torch.channels_last)
-    ours, reference = GroupNorm(4, 16), torch.nn.GroupNorm(4, 16)
-    torch.nn.init.normal_(reference.weight)
-    torch.nn.init.normal_(reference.bias)
+    before = [torch.randn(16)] if with_bias else []
+    ours, reference = NormSiLU(4, 16), nn.GroupNorm(4, 16)
+    nn.init.normal_(reference.weight)
+    nn.init.normal_(reference.bias)
     ours.load_state_dict(reference.state_dict())
-    assert torch.equal(ours(x), reference(x))  # not compiled: the same kernel
 
-    def results(norm: torch.nn.Module, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
-        leaf = x.to(dtype).requires_grad_()
-        out = norm.to(dtype)(leaf)
-        return [out.detach(), *torch.autograd.grad(out.sin().sum(), [leaf, *norm.parameters()])]
+    def pytorchs(x: torch.Tensor, *before: torch.Tensor) -> torch.Tensor:
+        return nn.functional.silu(reference(x + before[0][:, None, None] if before else x))
+
+    assert torch.equal(ours(x, *before), pytorchs(x, *before))  # not compiled: the same kernels
+
+    def results(norm: Callable, parameters: nn.Module, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+        leaves = [each.to(dtype).requires_grad_() for each in (x, *before)]
+        parameters.to(dtype)
+        out = norm(*leaves)
+        return [out.detach(), *torch.autograd.grad(out.sin().sum(), [*leaves, *parameters.parameters()])]
 
     try:
         ours.compile(dynamic=False)
-        compiled = results(ours)
+        compiled = results(ours, ours)
     finally:
         torch.compiler.reset()
-    plain = results(reference)
-    for found, expected in zip(compiled, results(reference, torch.float64), strict=True):
+    plain = results(pytorchs, reference)
+    for found, expected in zip(compiled, results(pytorchs, reference, torch.float64), strict=True):
         assert (found - expected).norm() <= tolerance * expected.norm() + 1e-6
     assert spread == 0 or not torch.equal(compiled[0], plain[0])  # another way
 

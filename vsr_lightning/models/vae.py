@@ -12,79 +12,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vsr_lightning.errors import UserError
+from vsr_lightning.models.layers import SHUFFLE, Conv2d, NormSiLU, PixelShuffle, SubpixelConv2d
 
 # For torch.compile: what is cheap is computed wherever it is read. Kept in memory between forward and backward, or
 # between kernels, a norm's terms would be float32, and cost more traffic than the bf16 numbers that they are made of.
 RECOMPUTED = {"realize_reads_threshold": 16, "realize_acc_reads_threshold": 16, "realize_opcount_threshold": 128}
-SHUFFLE = 2  # pixels a side of the square that a pixel's channels are rearranged into
-
-
-class GroupNorm(nn.GroupNorm):
-    """Group normalisation (Wu & He 2018) whose statistics, where it is compiled, are taken by channel first.
-
-    So Inductor reduces the rows of a channels-last tensor, where it would else transpose it.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling():  # PyTorch's own kernel is one pass
-            return super().forward(x)
-        # Squares of what is left of a pixel: a variance small beside the mean would drown in rounding.
-        centred = x.float() - self._over_groups(x[:, :, :1, :1].detach().float())
-        mean, square = self._over_groups(centred), self._over_groups(centred.square())
-        scale = ((square - mean.square()).clamp_min(0) + self.eps).rsqrt() * self.weight[:, None, None]
-        return ((centred - mean) * scale + self.bias[:, None, None]).to(x.dtype)
-
-    def _over_groups(self, values: Tensor) -> Tensor:
-        """The means (N, C, 1, 1) of values (N, C, H, W) over the group of each channel."""
-        grouped = values.mean(dim=(2, 3), keepdim=True).unflatten(1, (self.num_groups, -1))
-        return grouped.mean(dim=2, keepdim=True).expand_as(grouped).flatten(1, 2)
-
-
-class Conv2d(nn.Conv2d):
-    """A convolution whose bias, where it is compiled, is added by what reads the result: cuDNN makes another pass."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling():
-            return super().forward(x)
-        return self._bias_apart(x, self.weight, self.bias)
-
-    def _bias_apart(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        out = self._conv_forward(x, weight, None)
-        return out if bias is None else out + bias.to(out.dtype)[:, None, None]
-
-
-class SubpixelConv2d(Conv2d):
-    """The convolution before a `PixelShuffle`. Compiled, it has the channels of one pixel after those of another.
-
-    So all that reads or writes shuffled pixels moves vectors of channels, where it would else pick every fourth number.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling():
-            return super().forward(x)
-        bias = None if self.bias is None else _pixel_by_pixel(self.bias)
-        return self._bias_apart(x, _pixel_by_pixel(self.weight), bias)
-
-
-def _pixel_by_pixel(channels: Tensor) -> Tensor:
-    """Channels (C 4, ...) as (4 C, ...)."""
-    return channels.unflatten(0, (-1, SHUFFLE**2)).transpose(0, 1).flatten(0, 1)
-
-
-class PixelShuffle(nn.PixelShuffle):
-    """Rearrangement of a `SubpixelConv2d`'s channels into pixels (Shi et al. 2016); compiled, it stays channels last.
-
-    So the gradient comes back to the convolution in the order that it works in, where it would else be copied.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(SHUFFLE)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling():
-            return super().forward(x)
-        pixels = rearrange(x.permute(0, 2, 3, 1), "n h w (i j c) -> n (h i) (w j) c", i=SHUFFLE, j=SHUFFLE)
-        return pixels.permute(0, 3, 1, 2)
 
 
 class ResBlock(nn.Module):
@@ -92,16 +24,16 @@ class ResBlock(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm1 = GroupNorm(8, width)
+        self.norm1 = NormSiLU(8, width)
         self.conv1 = Conv2d(width, width, 3, padding=1)
-        self.norm2 = GroupNorm(8, width)
+        self.norm2 = NormSiLU(8, width)
         self.conv2 = Conv2d(width, width, 3, padding=1)
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(nn.functional.silu(self.norm1(x)))
-        return x + self.conv2(nn.functional.silu(self.norm2(h)))
+        h, bias = self.conv1.without_bias(self.norm1(x))
+        return x + self.conv2(self.norm2(h, bias))
 
 
 class Encoder(nn.Module):
@@ -118,8 +50,8 @@ class Encoder(nn.Module):
                 layers.append(Conv2d(widths[level - 1], width, 3, stride=2, padding=1))
             layers += [ResBlock(width) for _ in range(count)]
         layers += [
-            GroupNorm(8, widths[-1]),
-            nn.SiLU(),
+            NormSiLU(8, widths[-1]),
+            nn.Identity(),  # weights are known by the number of their layer, and saved ones counted SiLU
             Conv2d(widths[-1], 2 * latent_channels, 3, padding=1),
         ]
         self.layers = nn.Sequential(*layers)
@@ -140,8 +72,8 @@ class Decoder(nn.Module):
                 # A 1x1 convolution and a shuffle: four times cheaper than a convolution after upsampling.
                 layers += [SubpixelConv2d(widths[level], SHUFFLE**2 * widths[level - 1], 1), PixelShuffle()]
         layers += [
-            GroupNorm(8, widths[0]),
-            nn.SiLU(),
+            NormSiLU(8, widths[0]),
+            nn.Identity(),  # as in the encoder
             SubpixelConv2d(widths[0], SHUFFLE**2 * out_channels, 3, padding=1),
         ]
         self.layers = nn.Sequential(*layers, PixelShuffle())

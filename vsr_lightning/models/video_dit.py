@@ -18,31 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vsr_lightning.errors import UserError
+from vsr_lightning.models.layers import GELU, Linear, trains_compiled
 
 ROPE_BASE = 100.0  # the longest axis has some ten positions, where language models have thousands
 EPS = 1e-6  # of norms
 HAS_TRITON = find_spec("triton") is not None
-GELU_SLOPE = 2 * math.sqrt(2 / math.pi)  # (1 + tanh(u)) / 2 = sigmoid(2 u)
-
-
-class Linear(nn.Linear):
-    """A linear layer that, compiled for training, adds its bias sample by sample. x: (B, ..., in).
-
-    So the bias' gradient begins as a sum over the tokens of each sample, as those of gates and shifts do, and Inductor
-    takes all of them in one pass over the gradient.
-    """
-
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """`bias` (out), if given, stands in for the layer's own."""
-        bias = self.bias if bias is None else bias
-        if bias is None or not _trains_compiled(bias):
-            return functional.linear(x, self.weight, bias)
-        out = functional.linear(x, self.weight)
-        return (out.float() + bias.expand(len(x), *[1] * (x.ndim - 2), -1)).to(out.dtype)
-
-
-def _trains_compiled(parameter: Tensor) -> bool:
-    return torch.compiler.is_compiling() and parameter.requires_grad
 
 
 class Attention(nn.Module):
@@ -65,7 +45,7 @@ class Attention(nn.Module):
         )
         # The weights of attention add up to one, so the bias of values comes out of it as it went in. Added where the
         # last layer's is, its gradient needs no pass over those of the values.
-        goes_around = _trains_compiled(b_v)
+        goes_around = trains_compiled(b_v)
         v = functional.linear(x, w_v, None if goes_around else b_v).unflatten(-1, (self.heads, -1))
         b_out = self.out.bias + (self.out.weight * b_v).sum(dim=1) if goes_around else None
         q, k = self._queries_and_keys(x, w_qk, b_qk, rope)
@@ -114,16 +94,6 @@ def rotate(x: Tensor, rope: Tensor) -> Tensor:
 def rotations(angles: Tensor) -> Tensor:
     """What `rotate` multiplies by, from angles (N, k): the cosine, and the sine with its sign, (2, N, 2k)."""
     return torch.stack((torch.cat((angles.cos(), angles.cos()), -1), torch.cat((-angles.sin(), angles.sin()), -1)))
-
-
-class GELU(nn.Module):
-    """GELU by its tanh formula (Hendrycks & Gimpel 2016); compiled, by the sigmoid that this is: a faster kernel."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling():
-            return functional.gelu(x, approximate="tanh")
-        u = x.float()
-        return (u * torch.sigmoid(GELU_SLOPE * (u + 0.044715 * u**3))).to(x.dtype)
 
 
 class Block(nn.Module):
