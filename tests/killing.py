@@ -124,6 +124,9 @@ def is_alive(pid: int) -> bool:
 class Killer:
     """Runs a sweep again and again, killing it at random moments after its first row, and checks what becomes of it.
 
+    The moments of a go are uniform between the first row that it writes and its end; where no row is missing, between
+    its start and its end. `rows_at_kills` has how many rows were there at each.
+
     Args:
         arguments: of the command, less `name=`.
         runs_dir: where its run folders go.
@@ -133,37 +136,55 @@ class Killer:
     def __init__(self, arguments: list[str], runs_dir: Path, seed: int = 0) -> None:
         self.arguments, self.runs_dir, self.moments = arguments, runs_dir, random.Random(seed)
         self.log = runs_dir / "log.txt"
-        self.kills = self.sweeps = 0
+        self.sweeps = 0
+        self.rows_at_kills: list[int] = []
         warm_up = FORKS.Process(target=int)  # the imports are no part of a sweep's seconds
         warm_up.start()
         finish(warm_up)
         undisturbed = start([*arguments, "name=undisturbed"], self.log)
-        self._wait_for_a_row("undisturbed", undisturbed)
+        self._wait_for_rows("undisturbed", 1, undisturbed)
         first_row = time.monotonic()
-        assert finish(undisturbed) == 0, self.log.read_text()
+        self._finish(undisturbed)
         self.seconds = time.monotonic() - first_row
+        self.items = self._rows("undisturbed")
+        started = time.monotonic()
+        self._finish(start([*arguments, "name=undisturbed"], self.log))
+        self.seconds_without_rows = time.monotonic() - started
+
+    @property
+    def kills(self) -> int:
+        return len(self.rows_at_kills)
 
     def kill_until_done(self, kills: int) -> None:
         """One sweep, finished in spite of at most so many kills; then it must be as if nothing had been."""
         name = f"killed-{self.sweeps}"
-        exit_code = None
-        while exit_code != 0:
+        for _ in range(kills):
+            before = self._rows(name)
             process = start([*self.arguments, f"name={name}"], self.log)
-            if kills > 0:
-                self._wait_for_a_row(name, process)
-                process.join(self.moments.uniform(0, self.seconds))
-                if kill(process):
-                    kills -= 1
-                    self.kills += 1
-                    continue
-            exit_code = finish(process)
-            assert exit_code == 0, self.log.read_text()
+            if before < self.items:
+                self._wait_for_rows(name, before + 1, process)
+                longest = self.seconds * (self.items - before) / self.items
+            else:
+                longest = self.seconds_without_rows
+            process.join(self.moments.uniform(0, longest))
+            if not kill(process):
+                assert process.exitcode == 0, self.log.read_text()
+                break
+            self.rows_at_kills.append(self._rows(name))
+        self._finish(start([*self.arguments, f"name={name}"], self.log))
         self.sweeps += 1
         assert_same_results(self.runs_dir / name, self.runs_dir / "undisturbed")
 
-    def _wait_for_a_row(self, name: str, process) -> None:
+    def _finish(self, process) -> None:
+        assert finish(process) == 0, self.log.read_text()
+
+    def _wait_for_rows(self, name: str, count: int, process) -> None:
+        wait_until(lambda: self._rows(name) >= count, process)
+
+    def _rows(self, name: str) -> int:
+        """Whole rows on disk."""
         rows = self.runs_dir / name / "rows" / "rank-0.jsonl"
-        wait_until(lambda: rows.exists() and b"\n" in rows.read_bytes(), process)
+        return rows.read_bytes().count(b"\n") if rows.exists() else 0
 
 
 def assert_same_results(found: Path, expected: Path) -> None:

@@ -40,12 +40,20 @@ SWEEP = [
 ]
 ITEMS = 8
 INTERRUPTED = "interrupted; the same command goes on from what is on disk"
-VAE = [
+TRAIN = [
     *("data.num_frames=2", "data.batch_size=2", "data.num_workers=0", "data.val_videos=2", "data.num_videos=15"),
-    *("vae.latent_channels=4", "vae.widths=[8,8,8]", "vae.encoder_blocks=[1,1,1]", "vae.decoder_blocks=[1,1,1]"),
     *("training.max_steps=24", "training.val_every=24", "training.save_every=4", "training.log_every=1"),
     *("training.warmup_steps=2", "training.decay_steps=2"),
 ]
+NETWORKS = {
+    "vae": [
+        *("vae.latent_channels=4", "vae.widths=[8,8,8]", "vae.encoder_blocks=[1,1,1]", "vae.decoder_blocks=[1,1,1]"),
+    ],
+    "dit": [
+        *("dit.latent_channels=4", "dit.num_frames=2", "dit.width=32", "dit.depth=1", "dit.heads=2"),
+        *("training.check_videos=1", "training.check_steps=2"),
+    ],
+}
 
 
 @pytest.fixture
@@ -65,11 +73,14 @@ def test_a_sweep_killed_five_times(sweep_arguments, tmp_path):
 
 @pytest.mark.soak
 def test_sweeps_killed_two_hundred_times(sweep_arguments, tmp_path, capsys):
-    killer = Killer(sweep_arguments, tmp_path / "runs", seed=1)
+    killer = Killer([*sweep_arguments, "grid.noises=8"], tmp_path / "runs", seed=1)
     while killer.kills < 200:
         killer.kill_until_done(kills=min(10, 200 - killer.kills))
         with capsys.disabled():
             print(f"{killer.kills} of 200 kills, {killer.sweeps} sweeps as if nothing had been", flush=True)
+    # Early and late, and when nothing was missing but tables.
+    assert len({*killer.rows_at_kills}) > killer.items / 2, killer.rows_at_kills
+    assert killer.items in killer.rows_at_kills
 
 
 def count_rows(folder):
@@ -101,7 +112,7 @@ def test_ctrl_c_ends_a_sweep_with_a_line(sweep_arguments, tmp_path):
 
 def test_ctrl_c_ends_a_training_with_a_line(tmp_path):
     log, checkpoint = tmp_path / "log.txt", tmp_path / "moving_mnist_vae" / "checkpoints" / "last.ckpt"
-    vae = [*VAE, "training.max_steps=2000", "training.val_every=2000"]
+    vae = [*TRAIN, *NETWORKS["vae"], "training.max_steps=2000", "training.val_every=2000"]
     process = start(["train", str(EXPERIMENTS / "vae.yaml"), *COMMON, *vae, f"runs_dir={tmp_path}"], log)
     wait_until(checkpoint.exists, process)
     assert interrupt(process) == 130, log.read_text()
@@ -255,17 +266,21 @@ def steps_logged(folder):
         lines = subprocess.run(inspect, capture_output=True, text=True).stdout.splitlines()
         for record in map(json.loads, lines):
             item = record.get("history", {}).get("item", {})
-            if "train/mse" in item:
-                curve.setdefault(item["trainer/global_step"], set()).add(item["train/mse"])
+            for loss in {"train/mse", "train/loss"} & item.keys():  # of a VAE, of a DiT
+                curve.setdefault(item["trainer/global_step"], set()).add(item[loss])
     return curve
 
 
-def test_a_killed_training_ends_in_the_same_weights_and_its_curve_has_no_gap(tmp_path, monkeypatch):
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_killed_training_ends_in_the_same_weights_and_its_curve_has_no_gap(
+    network, tiny_prior, tmp_path, monkeypatch
+):
     monkeypatch.setenv("WANDB_MODE", "offline")
     for name in ("DATA_DIR", "CACHE_DIR", "CONFIG_DIR"):
         monkeypatch.setenv(f"WANDB_{name}", str(tmp_path / name.lower()))
-    arguments = ["train", str(EXPERIMENTS / "vae.yaml"), *COMMON, *VAE, f"runs_dir={tmp_path}"]
-    log, folder = tmp_path / "log.txt", tmp_path / "moving_mnist_vae"
+    arguments = ["train", str(EXPERIMENTS / f"{network}.yaml"), *COMMON, *TRAIN, *NETWORKS[network]]
+    arguments += [f"runs_dir={tmp_path}", *([f"training.vae_prior={tiny_prior}"] if network == "dit" else [])]
+    log, folder = tmp_path / "log.txt", tmp_path / f"moving_mnist_{network}"
     checkpoint = folder / "checkpoints" / "last.ckpt"
     for step in (4, 16):
         process = start(arguments, log)
