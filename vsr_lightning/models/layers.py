@@ -78,13 +78,15 @@ class Conv2d(nn.Conv2d):
     """A convolution whose bias, where it is compiled, is added by what reads the result: cuDNN makes another pass."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            return super().forward(x)
         out, bias = self.without_bias(x)
         return out if bias is None else out + bias.to(out.dtype)[:, None, None]
 
     def without_bias(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The result, and the bias that it lacks, for what reads it to add; none, where nothing is compiled."""
         if not torch.compiler.is_compiling():
-            return super().forward(x), None
+            return self(x), None
         return self._conv_forward(x, self.weight, None), self.bias
 
 
