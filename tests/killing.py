@@ -59,16 +59,20 @@ def start_ranks(arguments: list[str], log: Path, own: Sequence[list[str]] = ([],
     caller's.
     """
     world_size = len(own)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    common = {"WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    common = {"WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
+    common |= {"MASTER_ADDR": "localhost", "MASTER_PORT": free_port()}
     common |= {"TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": 0, "TORCHELASTIC_USE_AGENT_STORE": False}
     ranks = [{**common, "RANK": rank, "LOCAL_RANK": rank} for rank in range(world_size)]
     return [
         start([*arguments, *more], log, os.environ | {k: str(v) for k, v in rank.items()})
         for rank, more in zip(ranks, own, strict=True)
     ]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
 
 
 def finish(process) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from killing import assert_same_results
+from killing import assert_same_results, free_port
 
 from vsr_lightning.config import load_config
 from vsr_lightning.evaluation import results, videos
@@ -118,8 +118,9 @@ def test_two_machines_have_the_rows_of_one_process(tiny_prior, tmp_path):
     """As far as one machine can show it: two launchers that meet at an address, each with one process."""
     overrides = [*SWEEP, *CPU, f"prior={tiny_prior}", f"runs_dir={tmp_path}", "grid.order=[random]", "full=true"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
-    torchrun += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:29531", "--rdzv-id=test", "-m", "vsr_lightning"]
-    command = [*torchrun, "sweep", str(EXPERIMENTS / "sweep_frames.yaml"), *overrides, "trainer.batch_size=1"]
+    torchrun += ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{free_port()}", "--rdzv-id=test"]
+    sweep_frames = ["-m", "vsr_lightning", "sweep", str(EXPERIMENTS / "sweep_frames.yaml"), *overrides]
+    command = [*torchrun, *sweep_frames, "trainer.batch_size=1"]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     machines = [subprocess.Popen([*command, "trainer.num_nodes=2", "name=two"], cwd=ROOT, env=env) for _ in range(2)]
     assert [machine.wait(timeout=300) for machine in machines] == [0, 0]
