@@ -21,8 +21,8 @@ class Tile(NamedTuple):
     samples: int  # one after the other, so that it loads rotations and stores sums once
 
 
-# Of those tried on an H200 with 256 samples, the fastest backwards, and within 2% of it forward; with sums to keep, a
-# program has registers for fewer tokens.
+# Of those tried on an H200 with 256 samples, the fastest backwards, and nearly that forward (`tests/bench_kernels.py`);
+# with sums to keep, a program has registers for fewer tokens.
 FORWARD = BACKWARD = Tile(tokens=32, samples=16)
 BACKWARD_WITH_PARAMETERS = Tile(tokens=8, samples=32)
 HEADS = 2  # of a tile
