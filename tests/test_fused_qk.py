@@ -9,7 +9,7 @@ pytest.importorskip("triton")  # torch for CUDA brings it, CI installs it
 
 import bench_kernels
 
-from vsr_lightning.models import fused_qk, video_dit
+from vsr_lightning.models import fused_qk, layers, video_dit
 from vsr_lightning.models.video_dit import Attention, VideoDiT, axial_rope, fuses, rotations
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # by the interpreter: see conftest
@@ -156,18 +156,18 @@ def test_kernels_are_for_powers_of_two_compiled_for_a_gpu(channels, fits, monkey
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert fuses(on_gpu, channels) == fits
     assert not fuses(on_cpu, channels)
-    monkeypatch.setattr(video_dit, "HAS_TRITON", False)
+    monkeypatch.setattr(layers, "HAS_TRITON", False)
     assert not fuses(on_gpu, channels)
 
 
 def test_their_benchmark_has_every_kernel_by_tile_beside_the_formula():
     rope = rotations(axial_rope((5,), 4)).to(DEVICE)
-    kernels = list(bench_kernels.kernels(3, rope, 2, torch.device(DEVICE)))
+    kernels = list(bench_kernels.kernels_of_qk(3, rope, 2, torch.device(DEVICE)))
     rows = [row for kernel in kernels for row in bench_kernels.measure(kernel, [fused_qk.Tile(2, samples=1)])]
-    names = ["forward", "backward", "backward, parameters too"]
+    names = ["qk, forward", "qk, backward", "qk, backward, parameters too"]
     shipped = dict(zip(names, (8, 4, 4), strict=True))
-    expected = [(name, tokens) for name in names for tokens in (None, shipped[name], 2)]
-    assert [(row["kernel"], row.get("tokens")) for row in rows] == expected
+    tiles = {name: ["torch.compile", f"{shipped[name]} tokens, 2 samples", "2 tokens, 1 samples"] for name in names}
+    assert [(row["kernel"], row["tile"]) for row in rows] == [(name, tile) for name in names for tile in tiles[name]]
     assert all(row["ms"] > 0 and row["error"] < (0.01 if DEVICE == "cuda" else 1e-5) for row in rows)
     (exact, *_), *_ = (kernel.exact for kernel in kernels)
     assert bench_kernels.relative_error(1.5 * exact, exact) == pytest.approx(0.5)

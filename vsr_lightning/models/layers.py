@@ -7,6 +7,7 @@ Shapes: N images, C channels, H W pixels, B samples.
 """
 
 import math
+from importlib.util import find_spec
 
 import torch
 from einops import rearrange
@@ -15,6 +16,12 @@ from torch.nn import functional
 
 GELU_SLOPE = 2 * math.sqrt(2 / math.pi)  # (1 + tanh(u)) / 2 = sigmoid(2 u)
 SHUFFLE = 2  # pixels a side of the square that a pixel's channels are rearranged into
+HAS_TRITON = find_spec("triton") is not None
+
+
+def compiles_for_gpu(x: Tensor) -> bool:
+    """Whether Triton kernels can take x in what is being compiled."""
+    return torch.compiler.is_compiling() and x.is_cuda and HAS_TRITON
 
 
 class Linear(nn.Linear):
@@ -50,16 +57,27 @@ class GELU(nn.Module):
 class NormSiLU(nn.GroupNorm):
     """Group normalisation (Wu & He 2018) and SiLU.
 
-    Compiled, statistics are taken by channel first, so that Inductor reduces the rows of a channels-last tensor, where
-    it would else transpose it.
+    Compiled for a GPU without gradients by parameters, it is one kernel, `fused_norm`. Compiled otherwise, statistics
+    are taken by channel first, so that Inductor reduces the rows of a channels-last tensor, where it would else
+    transpose it.
     """
 
     def forward(self, x: Tensor, before: Tensor | None = None) -> Tensor:
         """x: (N, C, H, W), to which a bias `before` (C) is added first, if given (see `Conv2d.without_bias`)."""
+        if self._fuses(x, before):
+            from vsr_lightning.models import fused_norm  # only where Triton is
+
+            return fused_norm.group_norm_silu(x, before, self.weight, self.bias, self.num_groups, self.eps)[0]
         if before is not None:
             x = x + before.to(x.dtype)[:, None, None]
         # Not compiled, PyTorch's own kernel is one pass.
         return functional.silu(self._normalise(x) if torch.compiler.is_compiling() else super().forward(x))
+
+    def _fuses(self, x: Tensor, before: Tensor | None) -> bool:
+        """Whether `fused_norm` takes x: groups are a power of 2, and nothing but x is asked a gradient of."""
+        given = [each for each in (self.weight, self.bias, before) if each is not None]
+        frozen = not any(each.requires_grad for each in given)
+        return compiles_for_gpu(x) and frozen and self.num_groups & (self.num_groups - 1) == 0
 
     def _normalise(self, x: Tensor) -> Tensor:
         # Squares of what is left of a pixel: a variance small beside the mean would drown in rounding.

@@ -10,7 +10,6 @@ Shapes: B batch, F frames, c latent channels, h w latent cells, S = h w, N token
 
 import math
 from collections.abc import Sequence
-from importlib.util import find_spec
 
 import torch
 from einops import rearrange
@@ -18,11 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vsr_lightning.errors import UserError
-from vsr_lightning.models.layers import GELU, Linear, trains_compiled
+from vsr_lightning.models.layers import GELU, Linear, compiles_for_gpu, trains_compiled
 
 ROPE_BASE = 100.0  # the longest axis has some ten positions, where language models have thousands
 EPS = 1e-6  # of norms
-HAS_TRITON = find_spec("triton") is not None
 
 
 class Attention(nn.Module):
@@ -66,7 +64,7 @@ class Attention(nn.Module):
 
 def fuses(x: Tensor, channels: int) -> bool:
     """Whether `fused_qk` prepares queries and keys of heads with so many channels: a power of 2, compiled for a GPU."""
-    return torch.compiler.is_compiling() and x.is_cuda and HAS_TRITON and channels & (channels - 1) == 0
+    return compiles_for_gpu(x) and channels & (channels - 1) == 0
 
 
 def prepare(qk: Tensor, weight: Tensor, rope: Tensor | None, eps: float) -> Tensor:
