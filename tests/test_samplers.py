@@ -1,5 +1,6 @@
 """What every guided sampler owes: samples that do not interact, steps that are heard, no guidance where none is due."""
 
+import gc
 import math
 from functools import partial
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from test_dps import SHAPE, CurvedPrior, first_frame, normal, replay, seen
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vsr_lightning.inference.dps import dps_sample
 from vsr_lightning.inference.dps_data_steps import dps_data_steps_sample
@@ -127,3 +129,45 @@ def test_nothing_is_kept_that_a_captured_network_overwrites(sample, problem, mon
     x_hat = sample(prior, seen(y), replay(draws))
     video.zero_()  # as the next batch would
     torch.testing.assert_close(x_hat, expected, atol=1e-6, rtol=0)
+
+
+def test_more_steps_take_no_more_memory(sample, problem):
+    prior, y, draws = problem
+
+    def most(steps):
+        held = []
+
+        def count(*args):
+            gc.collect()
+            held.append(sum(each.nbytes for each in gc.get_objects() if isinstance(each, Tensor)))
+
+        sample(prior, seen(y), replay(draws), steps=steps, on_step=count)
+        return max(held)
+
+    assert most(STEPS) == most(STEPS // 2)
+
+
+class HostReads(TorchDispatchMode):
+    """Hears of what makes a program wait for a GPU: numbers that are read, and shapes that depend on numbers."""
+
+    READS = (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.equal)
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket in self.READS:
+            self.found.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_no_step_waits_for_a_number(sample, problem):
+    prior, y, draws = problem
+    reads = []
+    with HostReads() as host:
+        sample(prior, seen(y), replay(draws), on_step=lambda *args: reads.append(len(host.found)))
+    assert reads[-1] == reads[0], host.found  # what is read before the first step is read once
+    with HostReads() as host:
+        torch.ones(1).item()
+    assert host.found
