@@ -1,8 +1,8 @@
-"""Group normalisation and SiLU of a frozen network on a GPU: one pass over memory, and one back, by Triton kernels.
+"""Group normalisation and SiLU of a frozen network on a GPU, by Triton kernels, forward and back.
 
-What `torch.compile` makes of the formula reads an image for its statistics and again for what they are for, and works a
-group's terms out anew for each number. Here a program has one image, or whole groups of its channels, works their terms
-out once, and looks at its pixels twice: the second time in a cache, and at the last tile of them in registers.
+What `torch.compile` makes of the formula works a group's terms out anew for each number. Here a program has one image,
+works its groups' terms out once, and looks at its pixels twice, the second time backwards, as a cache has what was seen
+last, and registers the last tile.
 
 Kernels are compiled for each size of images. Shapes: N images, C channels, H W pixels; channels last in memory. `by_x`
 is the gradient by x.
@@ -17,18 +17,17 @@ from torch import Tensor
 
 
 class Tile(NamedTuple):
-    """How an image is divided."""
+    """What a program works on at once: some pixels, with all their channels."""
 
-    parts: int  # of its channels, a program each; at most the groups
-    numbers: int  # that a program works on at once
+    numbers: int  # channels counted up to a power of 2
     warps: int
     stages: int  # tiles under way: one that is worked on, and others that are being loaded
 
 
 # Of those tried on an H200 with 160 videos, the least time for all of the shipped decoder's norms
-# (`tests/bench_kernels.py --only norm --batch 160`).
-FORWARD = Tile(parts=1, numbers=4096, warps=4, stages=3)
-BACKWARD = Tile(parts=1, numbers=2048, warps=4, stages=3)
+# (experiments/results/bench/h200_kernels/norm.csv).
+FORWARD = Tile(numbers=4096, warps=4, stages=3)
+BACKWARD = Tile(numbers=2048, warps=4, stages=3)
 
 
 @triton.jit
@@ -43,51 +42,50 @@ def _forward(
     pixels: tl.constexpr,
     channels: tl.constexpr,
     groups: tl.constexpr,
-    parts: tl.constexpr,
-    in_tile: tl.constexpr,
+    tile_pixels: tl.constexpr,
     width: tl.constexpr,
     stages: tl.constexpr,
     biased: tl.constexpr,
 ):
-    """See `group_norm_silu`. Sums are of what differs from the first pixel: squares of large means would drown it."""
-    start, channel, owned, in_image, tile = _begin(pixels, channels, parts, in_tile, width)
-    last: tl.constexpr = (pixels - 1) // in_tile * in_tile  # the first pixel of the last tile
-    in_last = owned[None, :] & (tl.arange(0, in_tile)[:, None] < pixels - last)
+    """See `group_norm_silu`. Sums are of differences from the first pixel: squares of large means drown all else."""
+    start, channel, owned, tile = _begin(pixels, channels, tile_pixels, width)
+    last: tl.constexpr = (pixels - 1) // tile_pixels * tile_pixels  # the first pixel of the last tile
+    in_last = owned[None, :] & (tl.arange(0, tile_pixels)[:, None] < pixels - last)
     x += start
     y += start
-    first = tl.load(x + channel, owned, 0.0)[None, :]
-    sums = tl.zeros((in_tile, width), tl.float32)
-    squares = tl.zeros((in_tile, width), tl.float32)
-    for pixel in tl.range(0, last, in_tile, num_stages=stages):
-        off = tl.load(x + pixel * channels + tile, owned[None, :], 0.0).to(tl.float32) - first
-        sums += off
-        squares += off * off
-    kept = tl.load(x + last * channels + tile, in_last, first)
-    off = kept.to(tl.float32) - first
-    sums += off
-    squares += off * off
+    first = tl.load(x + channel, owned, 0.0).to(tl.float32)[None, :]
+    sums = tl.zeros((tile_pixels, width), tl.float32)
+    squares = tl.zeros((tile_pixels, width), tl.float32)
+    for pixel in tl.range(0, last, tile_pixels, num_stages=stages):
+        difference = tl.load(x + pixel * channels + tile, owned[None, :], 0.0).to(tl.float32) - first
+        sums += difference
+        squares += difference * difference
+    kept = tl.load(x + last * channels + tile, in_last, first).to(tl.float32)
+    difference = kept - first
+    sums += difference
+    squares += difference * difference
 
-    off = tl.sum(sums, 0) / pixels
-    variance = tl.sum(squares, 0) / pixels - off * off
-    mean = tl.sum(first.to(tl.float32), 0) + off
-    added = tl.zeros_like(mean)
+    difference = tl.sum(sums, 0) / pixels
+    channel_variance = tl.sum(squares, 0) / pixels - difference * difference
+    channel_mean = tl.sum(first, 0) + difference
+    added = tl.zeros_like(channel_mean)
     if biased:
-        added = tl.load(before + in_image, owned, 0.0).to(tl.float32)
-    group_mean = _over_groups(mean + added, channel, owned, channels, groups, parts)
-    apart = mean + added - group_mean
-    variance = _over_groups(variance + apart * apart, channel, owned, channels, groups, parts)
-    scale = tl.rsqrt(tl.maximum(variance, 0.0) + eps)
+        added = tl.load(before + channel, owned, 0.0).to(tl.float32)
+    group_mean = _over_groups(channel_mean + added, channel, owned, channels, groups)
+    apart = channel_mean + added - group_mean
+    variance = _over_groups(channel_variance + apart * apart, channel, owned, channels, groups)
+    scale = tl.rsqrt(tl.maximum(variance, 0.0, propagate_nan=tl.PropagateNan.ALL) + eps)
     centre = group_mean - added
-    statistics += tl.program_id(0).to(tl.int64) * 2 * channels + in_image
+    statistics += tl.program_id(0).to(tl.int64) * 2 * channels + channel
     tl.store(statistics, centre, owned)
     tl.store(statistics + channels, scale, owned)
 
-    scale *= tl.load(weight + in_image, owned, 0.0).to(tl.float32)
-    shift = (tl.load(bias + in_image, owned, 0.0).to(tl.float32) - centre * scale)[None, :]
+    scale *= tl.load(weight + channel, owned, 0.0).to(tl.float32)
+    shift = (tl.load(bias + channel, owned, 0.0).to(tl.float32) - centre * scale)[None, :]
     scale = scale[None, :]
-    normed = kept.to(tl.float32) * scale + shift
+    normed = kept * scale + shift
     tl.store(y + last * channels + tile, normed * _sigmoid(normed), in_last)
-    for back in tl.range(in_tile, last + in_tile, in_tile, num_stages=stages):  # a cache has what was seen last
+    for back in tl.range(tile_pixels, last + tile_pixels, tile_pixels, num_stages=stages):
         place = (last - back) * channels + tile
         normed = tl.load(x + place, owned[None, :], 0.0).to(tl.float32) * scale + shift
         tl.store(y + place, normed * _sigmoid(normed), owned[None, :])
@@ -104,8 +102,7 @@ def _backward(
     pixels: tl.constexpr,
     channels: tl.constexpr,
     groups: tl.constexpr,
-    parts: tl.constexpr,
-    in_tile: tl.constexpr,
+    tile_pixels: tl.constexpr,
     width: tl.constexpr,
     stages: tl.constexpr,
 ):
@@ -113,20 +110,20 @@ def _backward(
 
     n is x without its group's mean, times scale, and g = by_y silu'(weight n + bias).
     """
-    start, channel, owned, in_image, tile = _begin(pixels, channels, parts, in_tile, width)
-    last: tl.constexpr = (pixels - 1) // in_tile * in_tile
-    in_last = owned[None, :] & (tl.arange(0, in_tile)[:, None] < pixels - last)
+    start, channel, owned, tile = _begin(pixels, channels, tile_pixels, width)
+    last: tl.constexpr = (pixels - 1) // tile_pixels * tile_pixels
+    in_last = owned[None, :] & (tl.arange(0, tile_pixels)[:, None] < pixels - last)
     x += start
     by_y += start
     by_x += start
-    statistics += tl.program_id(0).to(tl.int64) * 2 * channels + in_image
+    statistics += tl.program_id(0).to(tl.int64) * 2 * channels + channel
     scale = tl.load(statistics + channels, owned, 0.0)
     shift = -tl.load(statistics, owned, 0.0) * scale
-    weight = tl.load(weight + in_image, owned, 0.0).to(tl.float32)
-    bias = tl.load(bias + in_image, owned, 0.0).to(tl.float32)
-    sums = tl.zeros((in_tile, width), tl.float32)
-    products = tl.zeros((in_tile, width), tl.float32)
-    for pixel in tl.range(0, last, in_tile, num_stages=stages):
+    weight = tl.load(weight + channel, owned, 0.0).to(tl.float32)
+    bias = tl.load(bias + channel, owned, 0.0).to(tl.float32)
+    sums = tl.zeros((tile_pixels, width), tl.float32)
+    products = tl.zeros((tile_pixels, width), tl.float32)
+    for pixel in tl.range(0, last, tile_pixels, num_stages=stages):
         place = pixel * channels + tile
         n, g = _by_normed(by_y + place, x + place, owned[None, :], scale, shift, weight, bias)
         sums += g
@@ -136,38 +133,30 @@ def _backward(
     sums += g
     products += g * n
 
-    mean = _over_groups(weight * tl.sum(sums, 0) / pixels, channel, owned, channels, groups, parts)
-    slope = _over_groups(weight * tl.sum(products, 0) / pixels, channel, owned, channels, groups, parts)
+    mean = _over_groups(weight * tl.sum(sums, 0) / pixels, channel, owned, channels, groups)
+    slope = _over_groups(weight * tl.sum(products, 0) / pixels, channel, owned, channels, groups)
     mean, slope, factor = (scale * mean)[None, :], (scale * slope)[None, :], (scale * weight)[None, :]
     tl.store(by_x + place, factor * g - (n * slope + mean), in_last)
-    for back in tl.range(in_tile, last + in_tile, in_tile, num_stages=stages):
+    for back in tl.range(tile_pixels, last + tile_pixels, tile_pixels, num_stages=stages):
         place = (last - back) * channels + tile
         n, g = _by_normed(by_y + place, x + place, owned[None, :], scale, shift, weight, bias)
         tl.store(by_x + place, factor * g - (n * slope + mean), owned[None, :])
 
 
 @triton.jit
-def _begin(
-    pixels: tl.constexpr, channels: tl.constexpr, parts: tl.constexpr, in_tile: tl.constexpr, width: tl.constexpr
-):
-    """Where a program's numbers are.
-
-    Its first one; its channels, from 0 to a power of 2, which of these there are, and which of the image they are; and
-    where the numbers of a tile are from its first.
-    """
-    own: tl.constexpr = channels // parts
-    start = tl.program_id(0).to(tl.int64) * (pixels * channels) + tl.program_id(1) * own
+def _begin(pixels: tl.constexpr, channels: tl.constexpr, tile_pixels: tl.constexpr, width: tl.constexpr):
+    """Where a program's image starts; its channels, up to `width`; which of them there are; a tile's places in it."""
+    start = tl.program_id(0).to(tl.int64) * (pixels * channels)
     channel = tl.arange(0, width)
-    tile = tl.arange(0, in_tile)[:, None] * channels + channel[None, :]
-    return start, channel, channel < own, tl.program_id(1) * own + channel, tile
+    tile = tl.arange(0, tile_pixels)[:, None] * channels + channel[None, :]
+    return start, channel, channel < channels, tile
 
 
 @triton.jit
-def _over_groups(values, channel, owned, channels: tl.constexpr, groups: tl.constexpr, parts: tl.constexpr):
+def _over_groups(values, channel, owned, channels: tl.constexpr, groups: tl.constexpr):
     """The mean of each channel's group, of values by channel."""
     per_group: tl.constexpr = channels // groups
-    group = tl.arange(0, groups // parts)[None, :]
-    member = (channel[:, None] // per_group == group) & owned[:, None]
+    member = (channel[:, None] // per_group == tl.arange(0, groups)[None, :]) & owned[:, None]
     means = tl.sum(tl.where(member, values[:, None], 0.0), 0) / per_group
     return tl.sum(tl.where(member, means[None, :], 0.0), 1)
 
@@ -189,17 +178,17 @@ def _sigmoid(x):
     return root * root
 
 
-def _launch(x: Tensor, groups: int, tile: Tile) -> tuple[tuple[int, int], dict[str, int]]:
-    """The grid of programs, and the sizes that kernels are compiled for."""
-    images, channels, height, width = x.shape
-    parts, pixels = min(tile.parts, groups), height * width
-    in_row = triton.next_power_of_2(channels // parts)
-    sizes = {"pixels": pixels, "channels": channels, "groups": groups, "parts": parts, "width": in_row}
-    sizes["in_tile"] = max(1, min(tile.numbers // in_row, triton.next_power_of_2(pixels)))
-    return (images, parts), sizes | {"stages": tile.stages, "num_warps": tile.warps}
+def _sizes(x: Tensor, groups: int, tile: Tile) -> dict[str, int]:
+    """What kernels are compiled for."""
+    pixels, channels = x.shape[2] * x.shape[3], x.shape[1]
+    width = triton.next_power_of_2(channels)
+    tile_pixels = max(1, min(tile.numbers // width, triton.next_power_of_2(pixels)))
+    sizes = {"pixels": pixels, "channels": channels, "groups": groups, "tile_pixels": tile_pixels, "width": width}
+    return sizes | {"stages": tile.stages, "num_warps": tile.warps}
 
 
-# Flexible: what Inductor passes is channels last, whatever strides it was traced with, and need not be copied to those.
+# Flexible: `force_layout_optimization` makes x channels last, whatever strides it was traced with, and need not be made
+# to return to those.
 @torch.library.custom_op("vsr_lightning::group_norm_silu", mutates_args=(), tags=(torch.Tag.flexible_layout,))
 def group_norm_silu(
     x: Tensor, before: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float
@@ -212,14 +201,18 @@ def group_norm_silu(
         x: (N, C, H, W); copied, unless channels are last.
         before: (C), added to x first, if any.
         weight: (C), as bias.
-        groups: a power of 2 that divides C.
+        groups: a power of 2 that divides C; a few, as a program has a table of channels and groups.
         eps: added to variances.
+
+    Raises:
+        ValueError: groups do not divide C, or sizes are not C.
     """
-    x = _channels_last(x)
+    _check(x, groups, *(each for each in (before, weight, bias) if each is not None))
+    x, weight, bias = _channels_last(x), weight.contiguous(), bias.contiguous()
+    added = bias if before is None else before.contiguous()
     y, statistics = torch.empty_like(x), _statistics(x)
-    grid, sizes = _launch(x, groups, FORWARD)
-    added = bias if before is None else before
-    _forward[grid](x, added, weight, bias, y, statistics, eps, **sizes, biased=before is not None)
+    sizes = _sizes(x, groups, FORWARD)
+    _forward[(len(x),)](x, added, weight, bias, y, statistics, eps, **sizes, biased=before is not None)
     return y, statistics
 
 
@@ -233,14 +226,23 @@ def backward(by_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, statistics: 
     """The gradient by x, channels last, from that by the result of `group_norm_silu`."""
     by_y, x = _channels_last(by_y), _channels_last(x)
     by_x = torch.empty_like(x)
-    grid, sizes = _launch(x, groups, BACKWARD)
-    _backward[grid](by_y, x, weight, bias, statistics, by_x, **sizes)
+    vectors = (each.contiguous() for each in (weight, bias, statistics))
+    _backward[(len(x),)](by_y, x, *vectors, by_x, **_sizes(x, groups, BACKWARD))
     return by_x
 
 
 @backward.register_fake
 def _(by_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, statistics: Tensor, groups: int) -> Tensor:
     return torch.empty_like(x, memory_format=torch.channels_last)
+
+
+def _check(x: Tensor, groups: int, *vectors: Tensor) -> None:
+    """What a kernel would read beyond is an error."""
+    channels = x.shape[1]
+    if groups & (groups - 1) or channels % groups:
+        raise ValueError(f"groups: {groups} is not a power of 2 that divides {channels} channels")
+    if any(vector.shape != (channels,) for vector in vectors):
+        raise ValueError(f"before, weight and bias are not {channels} numbers each, one for each channel")
 
 
 def _statistics(x: Tensor) -> Tensor:
@@ -259,6 +261,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 
 def _differentiate(ctx: Any, by_y: Tensor, by_statistics: Tensor | None) -> tuple[Tensor | None, ...]:
+    if any(ctx.needs_input_grad[1:4]):
+        raise NotImplementedError("group_norm_silu has a gradient by x alone: freeze before, weight and bias")
     return backward(by_y, *ctx.saved_tensors, ctx.groups), None, None, None, None, None
 
 

@@ -74,10 +74,9 @@ class NormSiLU(nn.GroupNorm):
         return functional.silu(self._normalise(x) if torch.compiler.is_compiling() else super().forward(x))
 
     def _fuses(self, x: Tensor, before: Tensor | None) -> bool:
-        """Whether `fused_norm` takes x: groups are a power of 2, and nothing but x is asked a gradient of."""
-        given = [each for each in (self.weight, self.bias, before) if each is not None]
-        frozen = not any(each.requires_grad for each in given)
-        return compiles_for_gpu(x) and frozen and self.num_groups & (self.num_groups - 1) == 0
+        """Whether `fused_norm` takes x: compiled for a GPU, frozen, and with a power of 2 of groups."""
+        trained = self.weight.requires_grad or self.bias.requires_grad or (before is not None and before.requires_grad)
+        return compiles_for_gpu(x) and not trained and self.num_groups & (self.num_groups - 1) == 0
 
     def _normalise(self, x: Tensor) -> Tensor:
         # Squares of what is left of a pixel: a variance small beside the mean would drown in rounding.
