@@ -187,8 +187,8 @@ def _sizes(x: Tensor, groups: int, tile: Tile) -> dict[str, int]:
     return sizes | {"stages": tile.stages, "num_warps": tile.warps}
 
 
-# Flexible: `force_layout_optimization` makes x channels last, whatever strides it was traced with, and need not be made
-# to return to those.
+# Flexible: `force_layout_optimization` makes x channels last, whatever strides it was traced with, and it is not to be
+# copied back to those.
 @torch.library.custom_op("vsr_lightning::group_norm_silu", mutates_args=(), tags=(torch.Tag.flexible_layout,))
 def group_norm_silu(
     x: Tensor, before: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float
