@@ -131,6 +131,16 @@ def test_nothing_is_kept_that_a_captured_network_overwrites(sample, problem, mon
     torch.testing.assert_close(x_hat, expected, atol=1e-6, rtol=0)
 
 
+@pytest.fixture
+def few_objects():
+    """Those that were there before are not looked through."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("few_objects")
 def test_more_steps_take_no_more_memory(sample, problem):
     prior, y, draws = problem
 
@@ -144,7 +154,7 @@ def test_more_steps_take_no_more_memory(sample, problem):
         sample(prior, seen(y), replay(draws), steps=steps, on_step=count)
         return max(held)
 
-    assert most(STEPS) == most(STEPS // 2)
+    assert most(STEPS) == most(STEPS // 2) > 0
 
 
 class HostReads(TorchDispatchMode):
