@@ -44,13 +44,12 @@ def _forward(
     groups: tl.constexpr,
     tile_pixels: tl.constexpr,
     width: tl.constexpr,
+    last: tl.constexpr,
     stages: tl.constexpr,
     biased: tl.constexpr,
 ):
     """See `group_norm_silu`. Sums are of differences from the first pixel: squares of large means drown all else."""
-    start, channel, owned, tile = _begin(pixels, channels, tile_pixels, width)
-    last: tl.constexpr = (pixels - 1) // tile_pixels * tile_pixels  # the first pixel of the last tile
-    in_last = owned[None, :] & (tl.arange(0, tile_pixels)[:, None] < pixels - last)
+    start, channel, owned, tile, in_last = _begin(pixels, channels, tile_pixels, width, last)
     x += start
     y += start
     first = tl.load(x + channel, owned, 0.0).to(tl.float32)[None, :]
@@ -104,15 +103,14 @@ def _backward(
     groups: tl.constexpr,
     tile_pixels: tl.constexpr,
     width: tl.constexpr,
+    last: tl.constexpr,
     stages: tl.constexpr,
 ):
     """The gradient by x: scale (weight g - mean(weight g) - n mean(weight g n)), means over a group.
 
     n is x without its group's mean, times scale, and g = by_y silu'(weight n + bias).
     """
-    start, channel, owned, tile = _begin(pixels, channels, tile_pixels, width)
-    last: tl.constexpr = (pixels - 1) // tile_pixels * tile_pixels
-    in_last = owned[None, :] & (tl.arange(0, tile_pixels)[:, None] < pixels - last)
+    start, channel, owned, tile, in_last = _begin(pixels, channels, tile_pixels, width, last)
     x += start
     by_y += start
     by_x += start
@@ -144,12 +142,18 @@ def _backward(
 
 
 @triton.jit
-def _begin(pixels: tl.constexpr, channels: tl.constexpr, tile_pixels: tl.constexpr, width: tl.constexpr):
-    """Where a program's image starts; its channels, up to `width`; which of them there are; a tile's places in it."""
+def _begin(
+    pixels: tl.constexpr, channels: tl.constexpr, tile_pixels: tl.constexpr, width: tl.constexpr, last: tl.constexpr
+):
+    """Where a program's image starts; its channels, up to `width`; which of them there are; a tile's places in it.
+
+    And which numbers of the last tile there are.
+    """
     start = tl.program_id(0).to(tl.int64) * (pixels * channels)
     channel = tl.arange(0, width)
-    tile = tl.arange(0, tile_pixels)[:, None] * channels + channel[None, :]
-    return start, channel, channel < channels, tile
+    owned = channel < channels
+    pixel = tl.arange(0, tile_pixels)[:, None]
+    return start, channel, owned, pixel * channels + channel[None, :], owned[None, :] & (pixel < pixels - last)
 
 
 @triton.jit
@@ -183,8 +187,9 @@ def _sizes(x: Tensor, groups: int, tile: Tile) -> dict[str, int]:
     pixels, channels = x.shape[2] * x.shape[3], x.shape[1]
     width = triton.next_power_of_2(channels)
     tile_pixels = max(1, min(tile.numbers // width, triton.next_power_of_2(pixels)))
+    last = (pixels - 1) // tile_pixels * tile_pixels  # the first pixel of the last tile
     sizes = {"pixels": pixels, "channels": channels, "groups": groups, "tile_pixels": tile_pixels, "width": width}
-    return sizes | {"stages": tile.stages, "num_warps": tile.warps}
+    return sizes | {"last": last, "stages": tile.stages, "num_warps": tile.warps}
 
 
 # Flexible: `force_layout_optimization` makes x channels last, whatever strides it was traced with, and it is not to be
@@ -262,7 +267,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 def _differentiate(ctx: Any, by_y: Tensor, by_statistics: Tensor | None) -> tuple[Tensor | None, ...]:
     if any(ctx.needs_input_grad[1:4]):
-        raise NotImplementedError("group_norm_silu has a gradient by x alone: freeze before, weight and bias")
+        raise RuntimeError("group_norm_silu has a gradient by x alone: freeze before, weight and bias")
     return backward(by_y, *ctx.saved_tensors, ctx.groups), None, None, None, None, None
 
 
