@@ -54,6 +54,21 @@ def test_include_paths_are_relative_to_their_own_file(load):
     assert load("include: sub/a.yaml", sub__a="include: ../b.yaml", b="seed: 3").seed == 3
 
 
+def test_a_sampler_includes_the_section_of_a_file(load):
+    sampler = "vsr_lightning.inference.dps.dps_sample"
+    experiment = load(
+        "samplers: {long: &long {include: sub/a.yaml, steps: 9}, longer: {<<: *long, steps: 10}}\nsampler: {}",
+        "samplers.longer.zeta=3.0",
+        sub__a="{include: ../b.yaml, seed: 1, sampler: {zeta: 2.0}}",
+        b=f"sampler: {{target: {sampler}, steps: 8, zeta: 1.0}}",
+    )
+    assert experiment.samplers == {
+        "long": {"target": sampler, "steps": 9, "zeta": 2.0},
+        "longer": {"target": sampler, "steps": 10, "zeta": 3.0},
+    }
+    assert (experiment.sampler, experiment.seed) == ({}, 0)  # of the file no other section is taken
+
+
 def test_lists_are_replaced_not_merged(load):
     assert load("include: a.yaml\ngrid: {num_frames: [3]}", a="grid: {num_frames: [1, 2]}").grid.num_frames == [3]
 
@@ -164,6 +179,10 @@ MISTAKES = [
     ("include: nope.yaml", "nope.yaml: no such file"),
     ("include: 5", "main.yaml: 'include'"),
     ("include: null", "main.yaml: 'include'"),
+    ("samplers: 5", "main.yaml.*'samplers'"),
+    ("samplers: {a: {include: 5}}", "main.yaml: 'include'"),
+    ("samplers: {a: {include: nope.yaml}}", "nope.yaml: no such file"),
+    ("samplers: {a: {include: main.yaml}}", "main.yaml: includes itself"),
 ]
 
 
@@ -177,6 +196,23 @@ def test_mistakes_in_a_file(load, text, message):
 def test_a_mistake_names_the_included_file(load):
     with pytest.raises(UserError, match="part.yaml: unknown key 'sede'"):
         load("include: part.yaml", part="sede: 1")
+
+
+def test_a_sampler_that_includes_a_file_without_one(load):
+    with pytest.raises(UserError, match="main.yaml: 'include' of one of samplers: part.yaml has no section 'sampler'"):
+        load("samplers: {a: {include: part.yaml}}", part="seed: 1")
+
+
+@pytest.mark.parametrize(
+    ("override", "way_out"),
+    [("sampler.steps=9", "grid.steps for all, or samplers.a.steps"), ("sampler.eta=0.5", "samplers.a.eta")],
+)
+def test_an_override_of_a_sampler_that_is_not_used(load, override, way_out):
+    sampler = "{target: vsr_lightning.inference.dps_polyak.dps_polyak_sample}"
+    text = f"samplers: {{a: {sampler}, b: {sampler}}}\nsampler: {sampler}"
+    load(text, override)
+    with pytest.raises(UserError, match=f"override '{override}': grid.sampler names the samplers, so set {way_out}$"):
+        load(text, override, "grid.sampler=[a,b]")
 
 
 def test_files_that_include_each_other(load):

@@ -1,7 +1,8 @@
 """Experiments as YAML: files with `include:`, then `key=value` overrides, then `${...}` references.
 
 A file may `include:` others (paths relative to itself), merged left to right and then overridden by the file's
-own keys. Overrides come last, and `${...}` references are resolved once, at the end.
+own keys. So may each of its `samplers`, of which the others' section `sampler` is taken. Overrides come last, and
+`${...}` references are resolved once, at the end.
 """
 
 import dataclasses
@@ -27,6 +28,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     experiment = _resolve(merged, path)
     _check_targets(experiment)
     _check_choices(experiment)
+    _check_reach(experiment, overrides)
     return experiment
 
 
@@ -46,15 +48,35 @@ def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read as YAML: {first_line(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: is not a mapping of keys to values")
-    includes = content.pop("include", [])
+    seen = (*seen, path.resolve())
+    included = _read_included(content, path, seen)
+    _check_keys(content, Experiment, "", str(path))
+    if isinstance(content.get("samplers"), dict):
+        content["samplers"] = {name: _read_sampler(at, path, seen) for name, at in content["samplers"].items()}
+    return _merge(included, content)
+
+
+def _read_sampler(section: Any, path: Path, seen: tuple[Path, ...]) -> Any:
+    """One of `samplers` of the file `path`, on top of the section `sampler` of the files that it includes."""
+    if not isinstance(section, dict) or "include" not in section:
+        return section
+    files = section["include"]
+    base = _read_included(section, path, seen).get("sampler")
+    if not base:
+        raise UserError(f"{path}: 'include' of one of samplers: {files} has no section 'sampler'")
+    return _merge(base, section)
+
+
+def _read_included(section: dict[str, Any], path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """What the files say that a section of the file `path` names as `include`, which is taken out of it."""
+    includes = section.pop("include", [])
     includes = [includes] if isinstance(includes, str) else includes
     if not isinstance(includes, list) or not all(isinstance(name, str) for name in includes):
         raise UserError(f"{path}: 'include' takes the path of a file, or a list of paths")
-    _check_keys(content, Experiment, "", str(path))
     merged: dict[str, Any] = {}
     for name in includes:
-        merged = _merge(merged, _read_yaml(path.parent / name, (*seen, path.resolve())))
-    return _merge(merged, content)
+        merged = _merge(merged, _read_yaml(path.parent / name, seen))
+    return merged
 
 
 def _read_override(override: str) -> dict[str, Any]:
@@ -133,3 +155,13 @@ def _check_choices(experiment: Experiment) -> None:
     for name, changes in experiment.variants.items():
         if not isinstance(changes, list):
             raise UserError(f"variants.{name}: is a list of overrides, as [dit.width=512], not {changes!r}")
+
+
+def _check_reach(experiment: Experiment, overrides: Sequence[str]) -> None:
+    """Raise UserError for an override of `sampler` that no restoration would hear of."""
+    for override in overrides:
+        if experiment.grid.sampler and override.startswith("sampler."):
+            key = override.partition("=")[0].removeprefix("sampler.")
+            for_all = f"grid.{key} for all, or " if key in ("steps", "zeta") else ""
+            wanted = f"{for_all}samplers.{experiment.grid.sampler[0]}.{key}"
+            raise UserError(f"override '{override}': grid.sampler names the samplers, so set {wanted}")

@@ -2,7 +2,8 @@
 
 Made from `results.csv` and `means.csv` of a run folder. A setting is a sampler with its steps and zeta; under one
 observation (operator, noise and frames seen) settings share clips and sensor noise, so they are compared in pairs.
-PSNR in dB, seconds for one restoration.
+Samplers that are called alike but for their steps, as `dps_250` and `dps_1000`, are drawn as one curve. PSNR in dB,
+seconds for one restoration.
 """
 
 import math
@@ -32,7 +33,7 @@ COLUMNS = (
 SAME_TIME = 1.2  # ratio of seconds, below which settings are drawn as a group
 COLOURS = colormaps["tab10"]
 MARKERS = "osD^vPX*"
-MOST_SIDE_BY_SIDE = 16  # settings that take as long, before they are ranked
+MOST_SIDE_BY_SIDE = 10  # settings that take as long, before they are ranked
 ALL_AS_FAST = 1.5  # ratio of seconds, below which all settings are ranked
 LEGEND_SIGN, LEGEND_LETTER = 0.8, 0.075  # inches: an entry of the legend but for its name, and a letter of that
 Line = Mapping[str, Any]  # of the table that `compare` makes
@@ -100,6 +101,11 @@ def observation_of(row: Row) -> tuple:
     return tuple(row[name] if name in TEXTS else float(row[name]) for name in OBSERVATION)
 
 
+def family_of(line: Line) -> str:
+    """A sampler's name without its number of steps, where it ends with that."""
+    return str(line["sampler"]).removesuffix(f"_{line['steps']}")
+
+
 def setting_of(row: Row) -> Setting:
     return Setting(str(row["sampler"]), int(row["steps"]), float(row["zeta"]))
 
@@ -140,12 +146,12 @@ def _draw_ranks(table: Sequence[Line], rows: Sequence[Row]) -> Figure:
             style = {"color": COLOURS(numbers.index(line["steps"]) % 10), "fmt": "o", "markersize": 4.5, "capsize": 2.5}
             for axes, value in ((left, METRIC), (right, "difference")):
                 axes.errorbar(line[value], place, xerr=line[f"{value}_se"], **style)
-        names = [f"{line['sampler']}, {line['steps']} steps, {line['seconds']:.2g} s" for line in ranked]
+        names = [f"{family_of(line)}, {line['steps']} steps, {line['seconds']:.2g} s" for line in ranked]
         left.set_yticks(range(len(ranked)), names, fontsize=8)
         left.set_title(_observation_title(lines[0]), fontsize=9, loc="left")
         reference = _reference(lines)
         right.axvline(0, color="dimgrey", linewidth=0.8)
-        right.set_xlabel(f"less that of {reference['sampler']}, {reference['steps']} steps, in pairs (dB)", fontsize=9)
+        right.set_xlabel(f"less that of {family_of(reference)}, {reference['steps']} steps, in pairs (dB)", fontsize=9)
         left.set_xlabel("PSNR of the first frame (dB)", fontsize=9)
         for axes in (left, right):
             axes.grid(alpha=0.3, linewidth=0.6)
@@ -158,19 +164,19 @@ def _draw_curves(table: Sequence[Line], rows: Sequence[Row]) -> Figure:
 
     Not against zeta where no sampler had a choice of it.
     """
-    by_observation, samplers = grouped(table, observation_of), list(dict.fromkeys(line["sampler"] for line in table))
+    by_observation, families = grouped(table, observation_of), list(dict.fromkeys(map(family_of, table)))
     columns = 2 if _zetas_were_compared(table) else 1
     figure = Figure(figsize=(6.8 * columns, 0.8 + 4.2 * len(by_observation)), layout="constrained")
     panels = figure.subplots(len(by_observation), columns, squeeze=False, sharey="row")
     for row, lines in zip(panels, by_observation.values(), strict=True):
         groups = _equally_fast(lines)
-        for place, sampler in enumerate(samplers):
-            if of_sampler := [line for line in lines if line["sampler"] == sampler]:
+        for place, family in enumerate(families):
+            if of_family := [line for line in lines if family_of(line) == family]:
                 style = {"color": COLOURS(place % 10), "marker": MARKERS[place % len(MARKERS)]}
-                _draw_against_seconds(row[-1], of_sampler, groups, style)
+                _draw_against_seconds(row[-1], of_family, groups, style)
                 if columns == 2:
                     # Side by side, or equal settings would hide each other.
-                    _draw_against_zeta(row[0], of_sampler, 1.02 ** (place - (len(samplers) - 1) / 2), style)
+                    _draw_against_zeta(row[0], of_family, 1.02 ** (place - (len(families) - 1) / 2), style)
         if columns == 2:
             _label_zetas(row[0], sorted({line["zeta"] for line in lines}))
         _label_seconds(row[-1])
@@ -185,7 +191,7 @@ def _draw_curves(table: Sequence[Line], rows: Sequence[Row]) -> Figure:
     panels[-1, -1].set_xlabel(
         f"seconds a restoration{at_best}; on top the number of steps\n(settings under one line are equally fast)"
     )
-    entry = LEGEND_SIGN + LEGEND_LETTER * max(len(sampler) for sampler in samplers)
+    entry = LEGEND_SIGN + LEGEND_LETTER * max(map(len, families))
     ncols = max(1, min(4, int(figure.get_figwidth() / entry)))
     figure.legend(*_legend(panels.flat), loc="outside lower center", ncols=ncols, frameon=False, fontsize=9)
     figure.suptitle(("; " if columns == 2 else "\n").join([source(rows[0]), counts(rows)]), fontsize=10)
@@ -237,15 +243,15 @@ def _draw_against_zeta(axes: Axes, lines: Sequence[Line], aside: float, style: d
 def _draw_against_seconds(
     axes: Axes, lines: Sequence[Line], groups: Sequence[Sequence[Line]], style: dict[str, Any]
 ) -> None:
-    """A sampler's points, those of a group side by side, or they would hide each other."""
+    """A curve of the lines' best zetas, those of a group side by side, or they would hide each other."""
     points = [
         (seconds, line)
         for group in groups
         for seconds, line in zip(_side_by_side(group), group, strict=True)
-        if line["sampler"] == lines[0]["sampler"]
+        if family_of(line) == family_of(lines[0])
     ]
     seconds, lines = zip(*points, strict=True)
-    _errorbar(axes, seconds, lines, label=str(lines[0]["sampler"]), **style)
+    _errorbar(axes, seconds, lines, label=family_of(lines[0]), **style)
 
 
 def _side_by_side(group: Sequence[Line]) -> list[float]:
