@@ -10,7 +10,9 @@ import argparse
 import csv
 import json
 import platform
+import shlex
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -347,13 +349,18 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def describe_run() -> dict[str, Any]:
+    """The command, as one would type it again, and the machine."""
+    return {"command": shlex.join(["python", *sys.argv]), **provenance.describe_machine()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prior", default="data/checkpoints/moving_mnist")
     parser.add_argument("--output", type=Path, default=Path("runs/bench"))
-    parser.add_argument("--batch", type=positive, help="videos a step (80 on a GPU, 2 on a CPU)")
+    parser.add_argument("--batch", type=positive, help="videos a step (160 on a GPU, as sweeps take; 2 on a CPU)")
     parser.add_argument("--train-batch", type=positive, help="videos a training step (256 on a GPU, 4 on a CPU)")
-    parser.add_argument("--steps", type=positive, help="sampler steps a measurement (50 on a GPU, 2 on a CPU)")
+    parser.add_argument("--steps", type=positive, help="sampler steps a measurement (100 on a GPU, 2 on a CPU)")
     parser.add_argument(
         "--repeats", type=positive, default=3, help="measurements, of which the median counts (%(default)s)"
     )
@@ -365,7 +372,7 @@ def main() -> None:
     options = parser.parse_intermixed_args()
 
     on_gpu = torch.cuda.is_available()
-    batch, steps = options.batch or (80 if on_gpu else 2), options.steps or (50 if on_gpu else 2)
+    batch, steps = options.batch or (160 if on_gpu else 2), options.steps or (100 if on_gpu else 2)
     train_batch = options.train_batch or (256 if on_gpu else 4)
     training = None
     try:  # before minutes of measurements
@@ -386,19 +393,22 @@ def main() -> None:
         options.output / f"profile-{name}.txt" if options.profile else None for name in ("sampling", "training")
     ]
     results = []
-    if options.only != "training":
-        results += bench_sampling(options.prior, batch, steps, device, options.repeats, profiles[0])
-    if options.only != "sampling":
-        dit = make_module(training).dit if training else load_prior(options.prior).dit
-        results += bench_training(dit, train_batch, device, options.repeats, profiles[1])
-        if training:
-            results += bench_experiment(training, device)
+    try:
+        if options.only != "training":
+            results += bench_sampling(options.prior, batch, steps, device, options.repeats, profiles[0])
+        if options.only != "sampling":
+            dit = make_module(training).dit if training else load_prior(options.prior).dit
+            results += bench_training(dit, train_batch, device, options.repeats, profiles[1])
+            if training:
+                results += bench_experiment(training, device)
+    except torch.cuda.OutOfMemoryError as error:
+        parser.exit(1, f"error: {str(error).splitlines()[0]}; a smaller --batch or --train-batch takes less\n")
     for result in results:
         if "tflops" in result and result["subject"] != IN_BF16:  # a CPU's rate is that of float32
             result["share_of_matrix_rate"] = result["tflops"] * 1e12 / peak
             result["share_of_sustained_rate"] = result["tflops"] * 1e12 / sustained
     rates = {"matrix_tflops": peak / 1e12, "sustained_matrix_tflops": sustained / 1e12}
-    machine = {**rates, "host": platform.machine(), **provenance.describe_machine()}
+    machine = {**rates, "host": platform.machine(), **describe_run()}
     write(results, machine, options.output)
 
 

@@ -18,11 +18,11 @@ from unittest import mock
 
 import lightning as L
 import torch
-from bench import positive, short_training, synchronise
+from bench import describe_run, positive, short_training, synchronise
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vsr_lightning import processes, provenance
+from vsr_lightning import processes
 from vsr_lightning.figures.drawing import save
 from vsr_lightning.files import read_table, write_json, write_table
 from vsr_lightning.training import run
@@ -70,7 +70,7 @@ def measure(devices: int, batch: int, steps: int, overrides: list[str], folder: 
             for step, loss in enumerate(recorder.losses, start=1)
         ]
         write_table(folder / f"losses-{devices}.csv", [*rows[0]], rows)
-        write_json(folder / f"machine-{devices}.json", provenance.describe_machine())
+        write_json(folder / f"machine-{devices}.json", describe_run())
 
 
 def compare(folder: Path) -> list[dict[str, Any]]:

@@ -19,11 +19,10 @@ from unittest import mock
 
 import torch
 import triton
-from bench import positive
+from bench import describe_run, positive
 from torch import Tensor
 from torch.nn import functional
 
-from vsr_lightning import provenance
 from vsr_lightning.errors import UserError
 from vsr_lightning.files import write_json, write_table
 from vsr_lightning.models import fused_norm, fused_qk, video_dit
@@ -234,7 +233,7 @@ def main() -> None:
                 print(line(row), flush=True)
     options.output.mkdir(parents=True, exist_ok=True)
     write_table(options.output / "kernels.csv", list(rows[0]), rows)
-    write_json(options.output / "machine.json", provenance.describe_machine())
+    write_json(options.output / "machine.json", describe_run())
     print(options.output / "kernels.csv")
 
 

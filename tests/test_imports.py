@@ -42,6 +42,7 @@ ARROWS = {
     "evaluation": {"data", "models", "degradation", "inference", *RUN},
     "ablation": {"training", "evaluation", "models", *RUN},
     "dashboard": {"wandb_logger"},
+    "pairs": {"evaluation", "figures"},
     "figures": set(),
 }
 LIGHTNING = (

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_dps import SHAPE, CurvedPrior, first_frame, normal, replay, seen
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from vsr_lightning.inference.dps import dps_sample
 from vsr_lightning.inference.dps_data_steps import dps_data_steps_sample
@@ -26,6 +26,7 @@ SAMPLERS = {
     "dps_polyak, with momentum": partial(dps_polyak_sample, momentum=0.1),
     "dps_restart": dps_restart_sample,
     "dps_restart, deterministic": partial(dps_restart_sample, eta=0.0, spacing="log_snr"),
+    "dps_restart, with a wider gradient": partial(dps_restart_sample, gradient_blur=1.5),
     "dps_data_steps": partial(dps_data_steps_sample, repeats=2),
     "dps_particles": dps_particles_sample,
     "dps_multistep": dps_multistep_sample,
@@ -154,30 +155,59 @@ def test_more_steps_take_no_more_memory(sample, problem):
         sample(prior, seen(y), replay(draws), steps=steps, on_step=count)
         return max(held)
 
+    for steps in (STEPS, STEPS // 2):
+        most(steps)  # the matrices of the blurs at these noise levels are kept
     assert most(STEPS) == most(STEPS // 2) > 0
 
 
-class HostReads(TorchDispatchMode):
-    """Hears of what makes a program wait for a GPU: numbers that are read, and shapes that depend on numbers."""
+class Reads(TorchFunctionMode):
+    """Hears of calls that make a program wait for a GPU: for numbers, or for shapes that depend on numbers."""
 
-    READS = (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.equal)
+    METHODS = (
+        *("item", "tolist", "numpy", "cpu", "nonzero", "equal", "unique", "masked_select"),
+        *("__bool__", "__float__", "__int__", "__index__", "__array__", "__iter__", "__contains__", "__format__"),
+    )
 
     def __init__(self):
         super().__init__()
         self.found = []
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function.overloadpacket in self.READS:
-            self.found.append(str(function))
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        name = getattr(function, "__name__", "")
+        by_mask = name in ("__getitem__", "__setitem__") and any(map(is_mask, args[1:2]))
+        to_cpu = name == "to" and any(arg in ("cpu", torch.device("cpu")) for arg in args[1:] if not is_tensor(arg))
+        if name in self.METHODS or by_mask or to_cpu:
+            self.found.append(name)
         return function(*args, **(kwargs or {}))
+
+
+def is_tensor(value):
+    return isinstance(value, Tensor)
+
+
+def is_mask(index):
+    parts = index if isinstance(index, tuple) else (index,)
+    return any(is_tensor(part) and part.dtype == torch.bool for part in parts)
 
 
 def test_no_step_waits_for_a_number(sample, problem):
     prior, y, draws = problem
+    sample(prior, seen(y), replay(draws))  # what depends on blurs alone is worked out once, on the CPU
     reads = []
-    with HostReads() as host:
+    with Reads() as host:
         sample(prior, seen(y), replay(draws), on_step=lambda *args: reads.append(len(host.found)))
     assert reads[-1] == reads[0], host.found  # what is read before the first step is read once
-    with HostReads() as host:
-        torch.ones(1).item()
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        *(Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.cpu, bool, float, int, torch.nonzero, "{:.1f}".format),
+        *(lambda x: x.to("cpu"), lambda x: x.to(torch.device("cpu")), lambda x: x[x > 0], lambda x: 1 in x),
+        *(lambda x: torch.equal(x, x), lambda x: x.__setitem__(x > 0, 1), lambda x: "yes" if x > 0 else "no"),
+    ],
+)
+def test_what_waits_is_heard(read):
+    with Reads() as host:
+        read(torch.ones(()))
     assert host.found

@@ -1,4 +1,5 @@
-"""The command line: `python -m vsr_lightning COMMAND experiments/….yaml [key=value …]`, and `… report RUN…`."""
+"""The command line: `python -m vsr_lightning COMMAND experiments/….yaml [key=value …]`, and `… report RUN…`, `… compare
+RUN…`."""
 
 import argparse
 import os
@@ -22,6 +23,7 @@ COMMANDS = {
     "oracle": "restore a sweep's clips being told the motion: what the observations allow, as oracle.csv",
     "figures": "draw the figures of a finished sweep or evaluation again",
     "report": "write one HTML page about run folders, named instead of an experiment",
+    "compare": "print what restorations gain on a reference, in pairs, from run folders; compare --help tells more",
 }
 USES_GRID = ("sweep", "evaluate", "figures", "ablate")
 
@@ -36,6 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.command == "report":
             report(options.run_dirs, options.output)
+            return 0
+        if options.command == "compare":
+            compare(options.run_dirs, dict(options.reference), options.by, options.metric, options.output)
             return 0
         experiment = load_config(options.experiment, options.overrides)
         if options.command in USES_GRID:
@@ -121,6 +126,16 @@ def report(run_dirs: list[Path], target: Path) -> None:
     print(make_report(run_dirs, target))
 
 
+def compare(run_dirs: list[Path], reference: dict[str, str], by: list[str], metric: str, target: Path | None) -> None:
+    from vsr_lightning import pairs
+    from vsr_lightning.files import write_table
+
+    lines = pairs.compare(run_dirs, reference, by, metric)
+    print(pairs.to_text(lines, metric, [*reference, *by]))
+    if target:
+        write_table(target, list(lines[0]), lines)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; see --help\n")
@@ -130,7 +145,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     arguments = sys.argv[1:] if arguments is None else arguments
     command = next((argument for argument in arguments if not argument.startswith("-")), None)
     # No subparsers: they cannot take overrides that follow an option.
-    parser = _report_parser() if command == "report" else _experiment_parser()
+    parser = {"report": _report_parser, "compare": _compare_parser}.get(str(command), _experiment_parser)()
     parser.add_argument("--debug", action="store_true", help="show the traceback of errors")
     options = parser.parse_intermixed_args(arguments)
     if options.command not in ("sweep", "evaluate"):
@@ -177,6 +192,38 @@ def _report_parser() -> argparse.ArgumentParser:
         "--output", type=Path, default=Path("runs/report.html"), metavar="FILE", help="the page (%(default)s)"
     )
     return parser
+
+
+def _compare_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m vsr_lightning",
+        description="What restorations gain on a reference, in pairs of the same video, noise and observation.",
+        epilog="as: compare runs/guidance --reference zeta=0.5 --by factor,sigma_h",
+    )
+    parser.add_argument("command", choices=["compare"], metavar="compare", help="this command")
+    parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN", help="folder of a sweep, as runs/guidance")
+    parser.add_argument(
+        "--reference",
+        type=_assignments,
+        required=True,
+        metavar="COLUMN=VALUE,…",
+        help="what to compare with, as sampler=dps,steps=1000 or run=guidance",
+    )
+    parser.add_argument(
+        "--by", type=lambda text: text.split(","), default=[], metavar="COLUMN,…", help="a line for each value of these"
+    )
+    parser.add_argument(
+        "--metric", default="psnr_first", help="as psnr_mean, ssim_mean or psnr_first_of_mean (%(default)s)"
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the lines as CSV, too")
+    return parser
+
+
+def _assignments(text: str) -> list[tuple[str, str]]:
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    if not all(separator for _, separator, _ in pairs):
+        raise argparse.ArgumentTypeError(f"'{text}' is not as zeta=0.5, or sampler=dps,steps=1000")
+    return [(column, value) for column, _, value in pairs]
 
 
 def _fit_to_machine(experiment: Experiment, overrides: list[str]) -> list[str]:
