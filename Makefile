@@ -100,7 +100,7 @@ sweep-frames: $(READY) ## Figs. 2 and 3: PSNR against the number of observed fra
 sweep-aliasing: $(READY) ## Figs. 4 and 5: PSNR against blur before decimation, 4x and 8x
 	$(VSR) sweep $(MNIST)/sweep_aliasing.yaml prior=$(PRIOR) trainer.devices=$(DEVICES) $(OVERRIDES)
 
-sweep-guidance: $(READY) ## Samplers compared over steps and guidance scale, on validation clips
+sweep-guidance: $(READY) ## Temperature, steps and guidance scale of the sampler, on validation clips
 	$(VSR) sweep $(MNIST)/sweep_guidance.yaml prior=$(PRIOR) trainer.devices=$(DEVICES) $(OVERRIDES)
 
 ablation-vaes: $(READY) ## The VAEs with 4 and 16 channels that two of the ablations need

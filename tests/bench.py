@@ -10,7 +10,6 @@ import argparse
 import csv
 import json
 import platform
-import shlex
 import statistics
 import sys
 import tempfile
@@ -350,8 +349,8 @@ def positive(text: str) -> int:
 
 
 def describe_run() -> dict[str, Any]:
-    """The command, as one would type it again, and the machine."""
-    return {"command": shlex.join(["python", *sys.argv]), **provenance.describe_machine()}
+    """The command and the machine."""
+    return {"command": provenance.command_line("tests/" + Path(sys.argv[0]).name), **provenance.describe_machine()}
 
 
 def main() -> None:
@@ -402,7 +401,7 @@ def main() -> None:
             if training:
                 results += bench_experiment(training, device)
     except torch.cuda.OutOfMemoryError as error:
-        parser.exit(1, f"error: {str(error).splitlines()[0]}; a smaller --batch or --train-batch takes less\n")
+        parser.exit(1, f"error: {str(error).splitlines()[0]} A smaller --batch or --train-batch takes less.\n")
     for result in results:
         if "tflops" in result and result["subject"] != IN_BF16:  # a CPU's rate is that of float32
             result["share_of_matrix_rate"] = result["tflops"] * 1e12 / peak

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vsr_lightning.config import load_config, to_yaml
+from vsr_lightning.config import check_heeded, load_config, to_yaml
 from vsr_lightning.errors import UserError
 from vsr_lightning.experiment import Experiment
 
@@ -67,6 +67,13 @@ def test_a_sampler_includes_the_section_of_a_file(load):
         "longer": {"target": sampler, "steps": 10, "zeta": 3.0},
     }
     assert (experiment.sampler, experiment.seed) == ({}, 0)  # of the file no other section is taken
+
+
+def test_another_target_drops_the_parameters_of_an_included_sampler(load):
+    other = "vsr_lightning.inference.dps_polyak.dps_polyak_sample"
+    included = "sampler: {target: vsr_lightning.inference.dps.dps_sample, zeta: 20.0}"
+    experiment = load(f"samplers: {{a: {{include: part.yaml, target: {other}, steps: 5}}}}", part=included)
+    assert experiment.samplers["a"] == {"target": other, "steps": 5}
 
 
 def test_lists_are_replaced_not_merged(load):
@@ -199,20 +206,39 @@ def test_a_mistake_names_the_included_file(load):
 
 
 def test_a_sampler_that_includes_a_file_without_one(load):
-    with pytest.raises(UserError, match="main.yaml: 'include' of one of samplers: part.yaml has no section 'sampler'"):
+    with pytest.raises(UserError, match="main.yaml: samplers.a: part.yaml has no section 'sampler'"):
         load("samplers: {a: {include: part.yaml}}", part="seed: 1")
 
 
 @pytest.mark.parametrize(
-    ("override", "way_out"),
-    [("sampler.steps=9", "grid.steps for all, or samplers.a.steps"), ("sampler.eta=0.5", "samplers.a.eta")],
+    ("grid", "override", "message"),
+    [
+        (
+            "sampler: [a, b]",
+            "sampler.steps=9",
+            "as grid.sampler names others; set samplers.a.steps, or grid.steps for all",
+        ),
+        ("sampler: [a, b]", "sampler={steps: 9}", "as grid.sampler names others; set samplers.a.steps, or grid.steps"),
+        ("sampler: [a, b]", "sampler.eta=0.5", "as grid.sampler names others; set samplers.a.eta$"),
+        ("sampler: [a, b]", "sampler={eta: 0.5, start: 0.8}", "as grid.sampler names others; set samplers.a$"),
+        ("{sampler: [a], zeta: [0.5]}", "samplers.a.zeta=0.8", r"as grid.zeta lists \[0.5\]; set that"),
+        ("{sampler: [a], zeta: [0.5]}", "sampler.zeta=0.8", r"as grid.zeta lists \[0.5\]; set that"),
+        ("zeta: [0.5]", "sampler.zeta=0.8", r"as grid.zeta lists \[0.5\]; set that"),
+        ("zeta: [0.5]", "sampler.steps=9", None),
+        ("{sampler: [a], zeta: [0.5]}", "samplers.a.steps=9", None),
+        ("videos: 2", "sampler.zeta=0.8", None),
+    ],
 )
-def test_an_override_of_a_sampler_that_is_not_used(load, override, way_out):
+def test_an_override_of_a_sampler_that_nothing_would_heed(load, grid, override, message):
     sampler = "{target: vsr_lightning.inference.dps_polyak.dps_polyak_sample}"
-    text = f"samplers: {{a: {sampler}, b: {sampler}}}\nsampler: {sampler}"
-    load(text, override)
-    with pytest.raises(UserError, match=f"override '{override}': grid.sampler names the samplers, so set {way_out}$"):
-        load(text, override, "grid.sampler=[a,b]")
+    grid = grid if grid.startswith("{") else f"{{{grid}}}"
+    experiment = load(f"samplers: {{a: {sampler}, b: {sampler}}}\nsampler: {sampler}\ngrid: {grid}", override)
+    if message is None:
+        check_heeded(experiment, ["seed=1", override])
+    else:
+        with pytest.raises(UserError, match=message) as caught:
+            check_heeded(experiment, ["seed=1", override])
+        assert str(caught.value).startswith(f"override '{override}': is not heeded, ")
 
 
 def test_files_that_include_each_other(load):

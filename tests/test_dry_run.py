@@ -1,6 +1,7 @@
 """A dry run tells what is missing and what it takes, and writes nothing; a limited sweep looks at every condition."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,8 @@ def test_nothing_is_written_and_nothing_pretended(overrides, tmp_path, capsys):
     assert told[0].endswith("frame_count: 8 restorations, 0 done, 8 missing")
     assert [line.split() for line in told[1:4]] == [["num_frames", "done", "missing"], ["1", "0", "4"], ["3", "0", "4"]]
     assert told[5] == "batches of at most 3, by device: 3"
-    assert told[6].startswith("time: unknown, nothing was measured yet of dps_restart with tiny_prior@")
+    assert told[6].startswith("time: unknown, nothing was measured yet with tiny_prior@")
+    assert told[6].endswith("; a first look does, as --limit 3")
     # 8 videos of 40,960 bytes, twice two clips of three and a bit.
     assert told[7] == "disk: at most 0.8 MB"
 
@@ -45,13 +47,46 @@ def test_time_from_rows_of_this_prior_on_this_hardware(overrides, tmp_path):
     rows = [{**json.loads(line), "seconds": 30.0} for line in path.read_text().splitlines()]
     rows[0] |= {"prior": "another", "seconds": 1e6}
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    # 15 s a step: 8 items of 2 steps on one device, 6 and 2 of them on two.
+    # 10 s a step: 8 items of 3 steps on one device, 5 and 3 of them on two.
     assert "time: about 4.0 minutes, by 3 restorations" in dry_run(load_config(SWEEP, overrides))
     assert "time: about 2.5 minutes" in dry_run(load_config(SWEEP, [*overrides, "trainer.devices=2"]))
     assert "time: about 60 seconds" in dry_run(load_config(SWEEP, overrides), limit=2)
     meta = json.loads((folder / "meta.json").read_text())
     (folder / "meta.json").write_text(json.dumps({**meta, "hardware": "another"}))
     assert "time: unknown" in dry_run(load_config(SWEEP, overrides))
+
+
+def test_nothing_missing_takes_no_time(overrides):
+    experiment = load_config(SWEEP, [*overrides, "grid.num_frames=[1]"])
+    sweep(experiment)
+    assert "time: none, nothing is missing" in dry_run(experiment)
+
+
+def test_samplers_without_rows_are_taken_to_be_as_fast(overrides, tmp_path):
+    folder = sweep(load_config(SWEEP, [*overrides, "grid.num_frames=[1]", "name=earlier"]))
+    path = folder / "rows" / "rank-0.jsonl"
+    rows = [{**json.loads(line), "seconds": 30.0} for line in path.read_text().splitlines()]
+    slower = [{**row, "sampler": "slower", "seconds": 90.0, "noise": 7} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in (*rows, *slower[:1])))
+    target = "{target: vsr_lightning.inference.dps.dps_sample, steps: 3, zeta: 1.0}"
+    samplers = [f"samplers={{dps_restart: {target}, slower: {target}, new: {target}}}"]
+    several = [*overrides, *samplers, "grid.sampler=[dps_restart,slower,new]"]
+    told = dry_run(load_config(SWEEP, several))
+    # 8 items each: 240, 720 and, by the median of 30 and 90 s, 240 s
+    assert "time: about 20.0 minutes, by 5 restorations measured on this hardware; none of new, taken" in told
+    told = dry_run(load_config(SWEEP, [*several, "grid.sampler=[new]"]))
+    assert "time: about 4.0 minutes, by 5 restorations measured on this hardware; none of new, taken" in told
+
+
+def test_time_from_the_shipped_results(overrides, tmp_path, monkeypatch):
+    folder = sweep(load_config(SWEEP, [*overrides, "grid.num_frames=[1]", "name=earlier"]))
+    shipped = tmp_path / "results"
+    folder.rename(shipped)
+    shutil.rmtree(shipped / "rows")
+    rows = results.read_table(shipped / "results.csv")
+    results.write_csv(shipped / "results.csv", [row | {"seconds": 30.0} for row in rows], list(rows[0]))
+    monkeypatch.setattr("vsr_lightning.evaluation.dry_run.SHIPPED", shipped)
+    assert "time: about 4.0 minutes, by 4 restorations" in dry_run(load_config(SWEEP, overrides))
 
 
 @pytest.fixture

@@ -153,7 +153,7 @@ def test_so_do_the_processes_that_it_started(sweep_arguments, tmp_path, moment, 
     process.send_signal(told)
     assert process.wait(PATIENCE) == code, (tmp_path / "log.txt").read_text()
     # It may still be importing; by itself it would wait for half an hour.
-    wait_for(lambda: not is_alive(child), patience=20)
+    wait_for(lambda: not is_alive(child), patience=60)
     assert count_rows(folder) < 4 * ITEMS
 
 

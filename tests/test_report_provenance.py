@@ -85,7 +85,7 @@ def test_the_samplers_that_were_used():
     _, config = as_written("moving_mnist/tenth", "grid.sampler=[two_half,polyak_100]")
     facts = configured(config)
     assert [name for name in facts if "sampler" in name] == ["sampler two_half", "sampler polyak_100"]
-    assert facts["sampler two_half"].startswith("dps_restart_sample: zeta 0.5, steps 100, restarts [0.6, 0.4], ")
+    assert facts["sampler two_half"].startswith("dps_restart_sample: steps 100, zeta 0.5, restarts [0.6, 0.4], ")
     assert "temperature 0.5" in facts["sampler two_half"]
     assert facts["degradation"] == "Downsample: factor 8, kernel gaussian"
     assert facts["prior’s folder"] == config["prior"]

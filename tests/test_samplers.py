@@ -9,6 +9,7 @@ import torch
 from test_dps import SHAPE, CurvedPrior, first_frame, normal, replay, seen
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vsr_lightning.inference.dps import dps_sample
 from vsr_lightning.inference.dps_data_steps import dps_data_steps_sample
@@ -163,31 +164,45 @@ def test_more_steps_take_no_more_memory(sample, problem):
 class Reads(TorchFunctionMode):
     """Hears of calls that make a program wait for a GPU: for numbers, or for shapes that depend on numbers."""
 
-    METHODS = (
-        *("item", "tolist", "numpy", "cpu", "nonzero", "equal", "unique", "masked_select"),
-        *("__bool__", "__float__", "__int__", "__index__", "__array__", "__iter__", "__contains__", "__format__"),
-    )
+    NAMES = ("item", "tolist", "numpy", "cpu", "nonzero", "unique", "masked_select", "repeat_interleave")
+    SPECIAL = ("__bool__", "__float__", "__int__", "__index__", "__array__", "__iter__", "__contains__", "__format__")
 
     def __init__(self):
         super().__init__()
         self.found = []
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        name = getattr(function, "__name__", "")
-        by_mask = name in ("__getitem__", "__setitem__") and any(map(is_mask, args[1:2]))
-        to_cpu = name == "to" and any(arg in ("cpu", torch.device("cpu")) for arg in args[1:] if not is_tensor(arg))
-        if name in self.METHODS or by_mask or to_cpu:
+        name, kwargs = getattr(function, "__name__", ""), kwargs or {}
+        by_mask = name in ("__getitem__", "__setitem__") and is_mask(args[1])
+        to_cpu = name == "to" and any(map(is_cpu, (*args[1:], *kwargs.values())))
+        if name in (*self.NAMES, *self.SPECIAL) or by_mask or to_cpu:
             self.found.append(name)
+        with Operators(self.found):
+            return function(*args, **kwargs)
+
+
+class Operators(TorchDispatchMode):
+    """The same of operators that others call, which have no name that says so."""
+
+    READ = tuple(getattr(torch.ops.aten, name) for name in ("_local_scalar_dense", "nonzero", "equal", "allclose"))
+
+    def __init__(self, found):
+        super().__init__()
+        self.found = found
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket in self.READ:
+            self.found.append(str(function))
         return function(*args, **(kwargs or {}))
-
-
-def is_tensor(value):
-    return isinstance(value, Tensor)
 
 
 def is_mask(index):
     parts = index if isinstance(index, tuple) else (index,)
-    return any(is_tensor(part) and part.dtype == torch.bool for part in parts)
+    return any(isinstance(part, list) or getattr(part, "dtype", None) in (torch.bool, torch.uint8) for part in parts)
+
+
+def is_cpu(argument):
+    return isinstance(argument, str | torch.device) and torch.device(argument).type == "cpu"
 
 
 def test_no_step_waits_for_a_number(sample, problem):
@@ -202,9 +217,12 @@ def test_no_step_waits_for_a_number(sample, problem):
 @pytest.mark.parametrize(
     "read",
     [
-        *(Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.cpu, bool, float, int, torch.nonzero, "{:.1f}".format),
-        *(lambda x: x.to("cpu"), lambda x: x.to(torch.device("cpu")), lambda x: x[x > 0], lambda x: 1 in x),
-        *(lambda x: torch.equal(x, x), lambda x: x.__setitem__(x > 0, 1), lambda x: "yes" if x > 0 else "no"),
+        *(Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.cpu, bool, float, int, "{:.1f}".format, torch.nonzero),
+        *(lambda x: x.to("cpu"), lambda x: x.to("cpu:0"), lambda x: x.to(device=torch.device("cpu")), lambda x: 1 in x),
+        *(lambda x: x[x > 0], lambda x: x[(x > 0).to(torch.uint8)], lambda x: x.__setitem__(x > 0, 1)),
+        *(lambda x: torch.equal(x, x), lambda x: torch.allclose(x, x), lambda x: "yes" if x > 0 else "no"),
+        *(lambda x: torch.where(x > 0), lambda x: torch.argwhere(x > 0), lambda x: torch.is_nonzero(x)),
+        *(lambda x: torch.ones(3)[: x.long()], lambda x: torch.full((2,), x), lambda x: torch.add(x, x, alpha=x)),
     ],
 )
 def test_what_waits_is_heard(read):

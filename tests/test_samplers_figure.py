@@ -95,6 +95,20 @@ def test_samplers_that_differ_in_their_steps_alone_are_one_curve():
     assert {name: len(curve.get_xdata()) for name, curve in curves.items()} == {"short": 3, "long_100": 3}
 
 
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ([("s_100", 100), ("s_250", 250)], ["s", "s"]),
+        ([("s_100", 100), ("s_100", 250)], ["s_100"]),  # by grid.steps
+        ([("s", 100), ("s_100", 100)], ["s", "s_100"]),
+        ([("s_1000", 100)], ["s_1000"]),
+    ],
+)
+def test_a_name_is_shortened_only_if_that_says_as_much(settings, names):
+    lines = [{"sampler": sampler, "steps": steps} for sampler, steps in settings]
+    assert list(samplers.families(lines).values()) == names
+
+
 def test_where_zeta_is_no_choice_only_seconds_are_drawn(rows):
     chosen = [row for row in rows if (row["steps"], row["zeta"]) != (1000, 9.0)]
     (axes,) = draw(compare(chosen), chosen).axes

@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import NoReturn
 
-from vsr_lightning.config import load_config, to_yaml
+from vsr_lightning.config import check_heeded, load_config, to_yaml
 from vsr_lightning.errors import NothingRestored, UserError
 from vsr_lightning.experiment import Experiment
 from vsr_lightning.files import DISK_FULL
@@ -40,10 +40,11 @@ def main(arguments: list[str] | None = None) -> int:
             report(options.run_dirs, options.output)
             return 0
         if options.command == "compare":
-            compare(options.run_dirs, dict(options.reference), options.by, options.metric, options.output)
+            compare(options.run_dirs, options.reference, options.by, options.metric, options.output)
             return 0
         experiment = load_config(options.experiment, options.overrides)
         if options.command in USES_GRID:
+            check_heeded(experiment, options.overrides)
             options.overrides = _fit_to_machine(experiment, options.overrides)
             experiment = load_config(options.experiment, options.overrides)
         if options.print_config:
@@ -126,14 +127,19 @@ def report(run_dirs: list[Path], target: Path) -> None:
     print(make_report(run_dirs, target))
 
 
-def compare(run_dirs: list[Path], reference: dict[str, str], by: list[str], metric: str, target: Path | None) -> None:
+def compare(
+    run_dirs: list[Path], reference: list[tuple[str, str]], by: list[str], metric: str, target: Path | None
+) -> None:
     from vsr_lightning import pairs
     from vsr_lightning.files import write_table
 
-    lines = pairs.compare(run_dirs, reference, by, metric)
-    print(pairs.to_text(lines, metric, [*reference, *by]))
+    if len(dict(reference)) < len(reference):
+        raise UserError("--reference: names a column twice")
+    lines = pairs.compare(run_dirs, dict(reference), by, metric)
     if target:
+        target.parent.mkdir(parents=True, exist_ok=True)
         write_table(target, list(lines[0]), lines)
+    print(pairs.to_text(lines, [*dict(reference), *by]))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -197,7 +203,8 @@ def _report_parser() -> argparse.ArgumentParser:
 def _compare_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m vsr_lightning",
-        description="What restorations gain on a reference, in pairs of the same video, noise and observation.",
+        description="What restorations gain on a reference, in pairs of the same video, noise and observation. "
+        "Where the reference has several samplers, steps, zetas, priors or runs, pairs have the same one.",
         epilog="as: compare runs/guidance --reference zeta=0.5 --by factor,sigma_h",
     )
     parser.add_argument("command", choices=["compare"], metavar="compare", help="this command")
@@ -205,12 +212,13 @@ def _compare_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--reference",
         type=_assignments,
+        action="extend",
         required=True,
         metavar="COLUMN=VALUE,…",
         help="what to compare with, as sampler=dps,steps=1000 or run=guidance",
     )
     parser.add_argument(
-        "--by", type=lambda text: text.split(","), default=[], metavar="COLUMN,…", help="a line for each value of these"
+        "--by", type=_listed, action="extend", default=[], metavar="COLUMN,…", help="a line for each value of these"
     )
     parser.add_argument(
         "--metric", default="psnr_first", help="as psnr_mean, ssim_mean or psnr_first_of_mean (%(default)s)"
@@ -219,9 +227,13 @@ def _compare_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
+
+
 def _assignments(text: str) -> list[tuple[str, str]]:
-    pairs = [pair.partition("=") for pair in text.split(",")]
-    if not all(separator for _, separator, _ in pairs):
+    pairs = [pair.partition("=") for pair in _listed(text)]
+    if not all(column and separator for column, separator, _ in pairs):
         raise argparse.ArgumentTypeError(f"'{text}' is not as zeta=0.5, or sampler=dps,steps=1000")
     return [(column, value) for column, _, value in pairs]
 

@@ -28,8 +28,30 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     experiment = _resolve(merged, path)
     _check_targets(experiment)
     _check_choices(experiment)
-    _check_reach(experiment, overrides)
     return experiment
+
+
+def check_heeded(experiment: Experiment, overrides: Sequence[str]) -> None:
+    """Raise UserError for an override of a sampler that nothing would heed, as a list of `grid` stands over it."""
+    grid = experiment.grid
+    for override in overrides:
+        section, *keys = _path(_read_override(override))
+        key = keys[-1] if keys else ""
+        if section in ("sampler", "samplers") and key in ("steps", "zeta") and getattr(grid, key):
+            raise UserError(f"override '{override}': is not heeded, as grid.{key} lists {getattr(grid, key)}; set that")
+        if section == "sampler" and grid.sampler:
+            wanted = ".".join(["samplers", grid.sampler[0], *keys])
+            wanted += f", or grid.{key} for all" if key in ("steps", "zeta") else ""
+            raise UserError(f"override '{override}': is not heeded, as grid.sampler names others; set {wanted}")
+
+
+def _path(content: Any) -> list[str]:
+    """The keys down to the value, or to a section of several, that an override sets."""
+    path = []
+    while isinstance(content, dict) and len(content) == 1:
+        ((key, content),) = content.items()
+        path.append(str(key))
+    return path
 
 
 def to_yaml(experiment: Experiment) -> str:
@@ -52,19 +74,19 @@ def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     included = _read_included(content, path, seen)
     _check_keys(content, Experiment, "", str(path))
     if isinstance(content.get("samplers"), dict):
-        content["samplers"] = {name: _read_sampler(at, path, seen) for name, at in content["samplers"].items()}
+        content["samplers"] = {name: _read_sampler(name, at, path, seen) for name, at in content["samplers"].items()}
     return _merge(included, content)
 
 
-def _read_sampler(section: Any, path: Path, seen: tuple[Path, ...]) -> Any:
-    """One of `samplers` of the file `path`, on top of the section `sampler` of the files that it includes."""
+def _read_sampler(name: str, section: Any, path: Path, seen: tuple[Path, ...]) -> Any:
+    """A section of `samplers` of the file `path`, on top of the section `sampler` of the files that it includes."""
     if not isinstance(section, dict) or "include" not in section:
         return section
     files = section["include"]
     base = _read_included(section, path, seen).get("sampler")
     if not base:
-        raise UserError(f"{path}: 'include' of one of samplers: {files} has no section 'sampler'")
-    return _merge(base, section)
+        raise UserError(f"{path}: samplers.{name}: {files} has no section 'sampler'")
+    return _merge({"sampler": base}, {"sampler": section})["sampler"]
 
 
 def _read_included(section: dict[str, Any], path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
@@ -155,13 +177,3 @@ def _check_choices(experiment: Experiment) -> None:
     for name, changes in experiment.variants.items():
         if not isinstance(changes, list):
             raise UserError(f"variants.{name}: is a list of overrides, as [dit.width=512], not {changes!r}")
-
-
-def _check_reach(experiment: Experiment, overrides: Sequence[str]) -> None:
-    """Raise UserError for an override of `sampler` that no restoration would hear of."""
-    for override in overrides:
-        if experiment.grid.sampler and override.startswith("sampler."):
-            key = override.partition("=")[0].removeprefix("sampler.")
-            for_all = f"grid.{key} for all, or " if key in ("steps", "zeta") else ""
-            wanted = f"{for_all}samplers.{experiment.grid.sampler[0]}.{key}"
-            raise UserError(f"override '{override}': grid.sampler names the samplers, so set {wanted}")

@@ -5,11 +5,11 @@ sensor noise do to both cancels. Differences are averaged over noise instances, 
 videos.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vsr_lightning.averages import item_scores, known, mean_and_error, paired_difference
+from vsr_lightning.averages import ItemKey, item_scores, known, mean_and_error, paired_difference
 from vsr_lightning.conditions import CONDITION, ITEM, NUMBERS, SAMPLING, without
 from vsr_lightning.errors import UserError, suggestion
 from vsr_lightning.evaluation.results import align
@@ -31,79 +31,95 @@ def compare(
         reference: columns and the values that make a row the reference, as {"zeta": "0.5"}. A pair may differ in these,
             and in such of WAYS as the reference has one value of; it agrees in all other columns.
         by: columns to average within. Over all others.
-        metric: a column of `results.csv`, or of `means.csv` if it ends with `_of_mean`.
+        metric: a column of `results.csv`, or of `means.csv` if it ends with `_of_mean`: means of as many samples pair.
 
     Returns:
-        Lines with WAYS, the columns of `reference` and `by`, `metric`, and MEASURED: the mean, the mean of the
-        differences to the reference, their standard errors (None for a single video), and the number of videos that
-        have a pair.
+        Lines with WAYS, the columns of `reference` and `by`, `metric`, and MEASURED, all of what has a pair: the mean,
+        the mean of the differences to the reference, their standard errors (None for a single video), and the number of
+        videos.
 
     Raises:
         UserError: there is no such column, nothing is the reference, or nothing else has a pair.
     """
-    kept = tuple(dict.fromkeys((*WAYS, *map(_column, reference), *map(_column, by))))
+    for column in (*reference, *by):
+        if column not in COLUMNS:
+            raise UserError(f"'{column}' is no column of a condition{suggestion(column, COLUMNS)}")
+    kept = tuple(dict.fromkeys((*WAYS, *reference, *by)))
     wanted = {column: _cell(column, text) for column, text in reference.items()}
     split = grouped(_read(run_dirs, metric), lambda row: all(row[column] == wanted[column] for column in wanted))
     chosen, others = split.get(True, []), split.get(False, [])
     if not chosen:
-        there = _values(others, wanted)
+        there = "; ".join(f"{column} {_values(others, column)}" for column in wanted)
         raise UserError(f"reference {_words(reference)}: is not among the restorations, which have {there}")
-    fixed = [column for column in WAYS if len({row[column] for row in chosen}) == 1]
-    paired_by = without(COLUMNS, *reference, *fixed)
+    several = [column for column in WAYS if column not in reference and len({row[column] for row in chosen}) > 1]
+    paired_by = without(COLUMNS, *reference, *without(WAYS, *several))
     scores = item_scores(chosen, metric, paired_by)
     lines = []
     for key, group in grouped(others, lambda row: tuple(row[column] for column in kept)).items():
-        difference, error, videos = paired_difference(item_scores(group, metric, paired_by), scores)
-        if videos:
-            mean, mean_error, _ = mean_and_error((row["video"], row[metric]) for row in group)
-            measured = (mean, known(mean_error), difference, known(error), videos)
+        if measured := _measure(item_scores(group, metric, paired_by), scores):
             lines.append(dict(zip((*kept, "metric", *MEASURED), (*key, metric, *measured), strict=True)))
     if not lines:
-        raise UserError(f"reference {_words(reference)}: nothing else restores the same videos and observations")
+        apart = "".join(f"; the reference has {column} {_values(chosen, column)}, name one" for column in several)
+        raise UserError(
+            f"reference {_words(reference)}: nothing else has the same {', '.join((*ITEM, *paired_by))}{apart}"
+        )
     return lines
 
 
-def to_text(lines: Sequence[Row], metric: str, shown: Sequence[str]) -> str:
+def _measure(scores: Mapping[ItemKey, float], reference: Mapping[ItemKey, float]) -> tuple | None:
+    """MEASURED of the items that both have; None if there is none."""
+    pairs = {item: score for item, score in scores.items() if item in reference}
+    if not pairs:
+        return None
+    mean, mean_error, videos = mean_and_error((item[0], score) for item, score in pairs.items())
+    difference, error, _ = paired_difference(pairs, reference)
+    return mean, known(mean_error), difference, known(error), videos
+
+
+def to_text(lines: Sequence[Row], shown: Iterable[str]) -> str:
     """A table for the terminal, with those of WAYS that vary, and the columns `shown`."""
     ways = [column for column in WAYS if column not in shown and len({line[column] for line in lines}) > 1]
     columns = [*ways, *dict.fromkeys(shown)]
+    metric = lines[0]["metric"]
     digits = 2 if metric.startswith("psnr") else 4
     cells = [
-        [_short(line[column]) for column in columns]
-        + [_with_error(line, value, digits) for value in ("mean", "difference")]
+        [str(line[column]) for column in columns]
+        + [_with_error(line, "mean", f".{digits}f"), _with_error(line, "difference", f"+.{digits}f")]
         + [str(line["videos"])]
         for line in lines
     ]
     return align([[*columns, metric, "difference", "videos"], *cells])
 
 
+def _with_error(line: Row, value: str, form: str) -> str:
+    error = line[f"{value}_se"]
+    return f"{line[value]:{form}}" + ("" if error is None else f" ± {error:{form.removeprefix('+')}}")
+
+
 def _read(run_dirs: Sequence[Path], metric: str) -> list[Row]:
     """What was measured, with numbers as such; restorations of which it was not are left out."""
-    folders = list(map(Path, run_dirs))
+    folders = [folder.resolve() for folder in run_dirs]
+    if len(set(folders)) < len(folders):
+        raise UserError(f"{_names(run_dirs)}: a folder is named twice")
     names = [folder.name for folder in folders]
     rows: list[Row] = []
-    for folder in folders:
-        run = folder.name if names.count(folder.name) == 1 else str(folder)
-        path = folder / ("means.csv" if metric.endswith(OF_MEAN) else "results.csv")
+    for folder, given in zip(folders, run_dirs, strict=True):
+        run = folder.name if names.count(folder.name) == 1 else str(given)
+        path = given / ("means.csv" if metric.endswith(OF_MEAN) else "results.csv")
+        if not path.exists():
+            raise UserError(f"{path}: is missing; name the folder of a sweep, as runs/guidance")
         table = read_means(path) if metric.endswith(OF_MEAN) else read_ok_rows(path)
-        if not table:
-            raise UserError(f"{path}: has no restorations; name the folder of a sweep")
-        if metric not in table[0]:
+        if table and metric not in table[0]:
             raise UserError(f"{path}: has no column '{metric}'{suggestion(metric, table[0])}")
         for row in table:
             if row[metric]:
                 condition = {column: _cell(column, row[column]) for column in CONDITION}
-                item = {column: row.get(column) for column in ITEM}  # means are over noise instances
+                noise = row["n_samples"] if metric.endswith(OF_MEAN) else row["noise"]
+                item = dict(zip(ITEM, (row["video"], noise), strict=True))
                 rows.append({"run": run, **condition, **item, metric: _number(metric, row[metric])})
     if not rows:
-        raise UserError(f"{metric}: was not measured in {', '.join(map(str, folders))}")
+        raise UserError(f"{metric}: was not measured in {_names(run_dirs)}")
     return rows
-
-
-def _column(name: str) -> str:
-    if name not in COLUMNS:
-        raise UserError(f"'{name}' is not what restorations are told apart by{suggestion(name, COLUMNS)}")
-    return name
 
 
 def _cell(column: str, text: str) -> Any:
@@ -111,27 +127,21 @@ def _cell(column: str, text: str) -> Any:
 
 
 def _number(column: str, text: str) -> float:
+    """A whole one as int, which is written as it was."""
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
         raise UserError(f"{column}: '{text}' is not a number") from None
+    return int(value) if value.is_integer() else value
+
+
+def _values(rows: Iterable[Row], column: str) -> str:
+    return ", ".join(map(str, sorted({row[column] for row in rows})))
 
 
 def _words(reference: Mapping[str, str]) -> str:
     return ", ".join(f"{column}={value}" for column, value in reference.items())
 
 
-def _values(rows: Sequence[Row], columns: Sequence[str] | Mapping[str, Any]) -> str:
-    """What there is to name."""
-    return "; ".join(f"{column} {', '.join(sorted({_short(row[column]) for row in rows}))}" for column in columns)
-
-
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _with_error(line: Row, value: str, digits: int) -> str:
-    error = line[f"{value}_se"]
-    sign = "+" if value == "difference" else ""
-    text = f"{line[value]:{sign}.{digits}f}"
-    return text if error is None else f"{text} ± {error:.{digits}f}"
+def _names(folders: Iterable[Path]) -> str:
+    return ", ".join(map(str, folders))

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -34,9 +35,9 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def command_line() -> str:
+def command_line(script: str = "-m vsr_lightning") -> str:
     """The command as a user would type it again."""
-    return "python -m vsr_lightning " + " ".join(sys.argv[1:])
+    return f"python {script} {shlex.join(sys.argv[1:])}".rstrip()
 
 
 def _git_hash() -> str:

@@ -4,6 +4,7 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from statistics import median
 
@@ -19,6 +20,7 @@ from vsr_lightning.evaluation.job import Job, prepare
 from vsr_lightning.evaluation.results import Row
 from vsr_lightning.experiment import Experiment
 
+SHIPPED = Path("experiments/results")  # of the repository, where commands are given
 ROW_BYTES = 1500  # of an item in its row file and in results.csv
 
 
@@ -63,15 +65,25 @@ def _batches(experiment: Experiment, items: list[Item]) -> str:
 
 
 def _time(job: Job, items: list[Item]) -> str:
-    """An estimate from sampler steps measured with this prior on this hardware, compilation and loading left out."""
+    """An estimate from sampler steps measured with this prior on this hardware, compilation and loading left out.
+
+    A sampler that was not measured is taken to be as fast as the others.
+    """
+    if not items:
+        return "none, nothing is missing"
+    samplers = {item.sampler for item in items}
     measured: dict[str, list[float]] = defaultdict(list)
-    for sampler, seconds in _seconds_per_step(job):
-        measured[sampler].append(seconds)
-    if unknown := {item.sampler for item in items} - measured.keys():
-        what = f"{', '.join(sorted(unknown))} with {job.fixed['prior']}"
-        return f"unknown, nothing was measured yet of {what} on this hardware ({provenance.hardware()})"
+    for folder in (Path(job.experiment.runs_dir), SHIPPED):
+        if not samplers <= measured.keys():  # thousands of rows are not read for nothing
+            for sampler, seconds in _seconds_per_step(job, folder):
+                measured[sampler].append(seconds)
+    if not measured:
+        where = f"with {job.fixed['prior']} on this hardware ({provenance.hardware()})"
+        return f"unknown, nothing was measured yet {where}; a first look does, as --limit {_first_look(job)}"
+    ours = {sampler: seconds for sampler, seconds in measured.items() if sampler in samplers} or measured
     # The median: start-up, and a last batch that is not full, weigh on a few.
-    rates = {sampler: median(seconds) for sampler, seconds in measured.items()}
+    rates = dict.fromkeys(samplers, median(chain.from_iterable(ours.values())))
+    rates |= {sampler: median(seconds) for sampler, seconds in ours.items()}
     world = processes.world_size(job.experiment)
     shares = [batches_of_rank(items, job.experiment.trainer.batch_size, rank, world) for rank in range(world)]
 
@@ -80,8 +92,15 @@ def _time(job: Job, items: list[Item]) -> str:
         return rates[item.sampler] * item.steps * _computed_size(job.experiment, len(batch))
 
     longest = max(sum(map(seconds_of, share)) for share in shares)
-    count = sum(len(seconds) for seconds in measured.values())
-    return f"about {_duration(longest)}, by {count} restorations measured on this hardware"
+    count = sum(map(len, ours.values()))
+    others = ", ".join(sorted(samplers - ours.keys()))
+    note = f"; none of {others}, taken to be as fast" if others else ""
+    return f"about {_duration(longest)}, by {count} restorations measured on this hardware{note}"
+
+
+def _first_look(job: Job) -> int:
+    """Restorations that fill a batch on each device."""
+    return job.experiment.trainer.batch_size * processes.world_size(job.experiment)
 
 
 def _computed_size(experiment: Experiment, size: int) -> int:
@@ -89,10 +108,10 @@ def _computed_size(experiment: Experiment, size: int) -> int:
     return experiment.trainer.batch_size if processes.uses_gpu(experiment) else size
 
 
-def _seconds_per_step(job: Job) -> Iterator[tuple[str, float]]:
-    """Sampler, and seconds of its step for one item of a full batch, in every run folder beside this one and in it."""
+def _seconds_per_step(job: Job, folder: Path) -> Iterator[tuple[str, float]]:
+    """Sampler, and seconds of its step for one item of a full batch, of every run that is somewhere in a folder."""
     precision = processes.precision(job.experiment, "sweep")
-    for meta_path in sorted(Path(job.experiment.runs_dir).glob("**/meta.json")):
+    for meta_path in sorted(folder.glob("**/meta.json")):
         if _machines(meta_path) != {(provenance.hardware(), precision)}:
             continue
         rows = [row for row in _readable_rows(meta_path.parent) if _is_alike(row, job)]
@@ -121,15 +140,15 @@ def _stored_batch_size(folder: Path) -> int | None:
 def _readable_rows(folder: Path) -> list[Row]:
     """The rows of a folder, none if they cannot be read: what is damaged in another run does not matter here."""
     try:
-        return results.read_rows(folder)
+        return results.read_rows(folder) or results.read_table(folder / "results.csv")
     except (OSError, UserError):
         return []
 
 
 def _is_alike(row: Row, job: Job) -> bool:
-    same = row.get("prior") == job.fixed["prior"] and row.get("sampler") in [*job.samplers]
+    same = row.get("prior") == job.fixed["prior"] and isinstance(row.get("sampler"), str)
     numbers = isinstance(row.get("seconds"), int | float) and isinstance(row.get("steps"), int) and row["steps"] > 0
-    return same and numbers and row["status"] == "ok"
+    return same and numbers and row.get("status") == "ok"
 
 
 def _machines(meta_path: Path) -> set[tuple[str, str]]:

@@ -101,9 +101,15 @@ def observation_of(row: Row) -> tuple:
     return tuple(row[name] if name in TEXTS else float(row[name]) for name in OBSERVATION)
 
 
-def family_of(line: Line) -> str:
-    """A sampler's name without its number of steps, where it ends with that."""
-    return str(line["sampler"]).removesuffix(f"_{line['steps']}")
+def families(table: Iterable[Line]) -> dict[str, str]:
+    """Of each sampler the name of its curve: its own, but for the number of steps that it has alone and ends with."""
+    steps = {sampler: {line["steps"] for line in lines} for sampler, lines in grouped(table, _sampler_of).items()}
+    names = {sampler: sampler.removesuffix(f"_{max(numbers)}") for sampler, numbers in steps.items()}
+    return {name: short if len(steps[name]) == 1 and short not in steps else name for name, short in names.items()}
+
+
+def _sampler_of(line: Line) -> str:
+    return str(line["sampler"])
 
 
 def setting_of(row: Row) -> Setting:
@@ -146,12 +152,12 @@ def _draw_ranks(table: Sequence[Line], rows: Sequence[Row]) -> Figure:
             style = {"color": COLOURS(numbers.index(line["steps"]) % 10), "fmt": "o", "markersize": 4.5, "capsize": 2.5}
             for axes, value in ((left, METRIC), (right, "difference")):
                 axes.errorbar(line[value], place, xerr=line[f"{value}_se"], **style)
-        names = [f"{family_of(line)}, {line['steps']} steps, {line['seconds']:.2g} s" for line in ranked]
+        names = [f"{line['sampler']}, {line['steps']} steps, {line['seconds']:.2g} s" for line in ranked]
         left.set_yticks(range(len(ranked)), names, fontsize=8)
         left.set_title(_observation_title(lines[0]), fontsize=9, loc="left")
         reference = _reference(lines)
         right.axvline(0, color="dimgrey", linewidth=0.8)
-        right.set_xlabel(f"less that of {family_of(reference)}, {reference['steps']} steps, in pairs (dB)", fontsize=9)
+        right.set_xlabel(f"less that of {reference['sampler']}, {reference['steps']} steps, in pairs (dB)", fontsize=9)
         left.set_xlabel("PSNR of the first frame (dB)", fontsize=9)
         for axes in (left, right):
             axes.grid(alpha=0.3, linewidth=0.6)
@@ -164,19 +170,20 @@ def _draw_curves(table: Sequence[Line], rows: Sequence[Row]) -> Figure:
 
     Not against zeta where no sampler had a choice of it.
     """
-    by_observation, families = grouped(table, observation_of), list(dict.fromkeys(map(family_of, table)))
+    by_observation, family_of = grouped(table, observation_of), families(table)
+    names = list(dict.fromkeys(family_of.values()))
     columns = 2 if _zetas_were_compared(table) else 1
     figure = Figure(figsize=(6.8 * columns, 0.8 + 4.2 * len(by_observation)), layout="constrained")
     panels = figure.subplots(len(by_observation), columns, squeeze=False, sharey="row")
     for row, lines in zip(panels, by_observation.values(), strict=True):
         groups = _equally_fast(lines)
-        for place, family in enumerate(families):
-            if of_family := [line for line in lines if family_of(line) == family]:
+        for place, name in enumerate(names):
+            if curve := [line for line in lines if family_of[line["sampler"]] == name]:
                 style = {"color": COLOURS(place % 10), "marker": MARKERS[place % len(MARKERS)]}
-                _draw_against_seconds(row[-1], of_family, groups, style)
+                _draw_against_seconds(row[-1], name, curve, groups, style)
                 if columns == 2:
                     # Side by side, or equal settings would hide each other.
-                    _draw_against_zeta(row[0], of_family, 1.02 ** (place - (len(families) - 1) / 2), style)
+                    _draw_against_zeta(row[0], curve, 1.02 ** (place - (len(names) - 1) / 2), style)
         if columns == 2:
             _label_zetas(row[0], sorted({line["zeta"] for line in lines}))
         _label_seconds(row[-1])
@@ -191,7 +198,7 @@ def _draw_curves(table: Sequence[Line], rows: Sequence[Row]) -> Figure:
     panels[-1, -1].set_xlabel(
         f"seconds a restoration{at_best}; on top the number of steps\n(settings under one line are equally fast)"
     )
-    entry = LEGEND_SIGN + LEGEND_LETTER * max(map(len, families))
+    entry = LEGEND_SIGN + LEGEND_LETTER * max(map(len, names))
     ncols = max(1, min(4, int(figure.get_figwidth() / entry)))
     figure.legend(*_legend(panels.flat), loc="outside lower center", ncols=ncols, frameon=False, fontsize=9)
     figure.suptitle(("; " if columns == 2 else "\n").join([source(rows[0]), counts(rows)]), fontsize=10)
@@ -241,17 +248,17 @@ def _draw_against_zeta(axes: Axes, lines: Sequence[Line], aside: float, style: d
 
 
 def _draw_against_seconds(
-    axes: Axes, lines: Sequence[Line], groups: Sequence[Sequence[Line]], style: dict[str, Any]
+    axes: Axes, name: str, lines: Sequence[Line], groups: Sequence[Sequence[Line]], style: dict[str, Any]
 ) -> None:
     """A curve of the lines' best zetas, those of a group side by side, or they would hide each other."""
     points = [
         (seconds, line)
         for group in groups
         for seconds, line in zip(_side_by_side(group), group, strict=True)
-        if family_of(line) == family_of(lines[0])
+        if line in lines
     ]
-    seconds, lines = zip(*points, strict=True)
-    _errorbar(axes, seconds, lines, label=family_of(lines[0]), **style)
+    seconds, best = zip(*points, strict=True)
+    _errorbar(axes, seconds, best, label=name, **style)
 
 
 def _side_by_side(group: Sequence[Line]) -> list[float]:
