@@ -102,20 +102,21 @@ def _read(run_dirs: Sequence[Path], metric: str) -> list[Row]:
     if len(set(folders)) < len(folders):
         raise UserError(f"{_names(run_dirs)}: a folder is named twice")
     names = [folder.name for folder in folders]
+    of_mean = metric.endswith(OF_MEAN)
+    noise = "n_samples" if of_mean else "noise"  # a mean is over noise instances: in their place, how many
     rows: list[Row] = []
     for folder, given in zip(folders, run_dirs, strict=True):
         run = folder.name if names.count(folder.name) == 1 else str(given)
-        path = given / ("means.csv" if metric.endswith(OF_MEAN) else "results.csv")
+        path = given / ("means.csv" if of_mean else "results.csv")
         if not path.exists():
             raise UserError(f"{path}: is missing; name the folder of a sweep, as runs/guidance")
-        table = read_means(path) if metric.endswith(OF_MEAN) else read_ok_rows(path)
+        table = read_means(path) if of_mean else read_ok_rows(path)
         if table and metric not in table[0]:
             raise UserError(f"{path}: has no column '{metric}'{suggestion(metric, table[0])}")
         for row in table:
             if row[metric]:
                 condition = {column: _cell(column, row[column]) for column in CONDITION}
-                noise = row["n_samples"] if metric.endswith(OF_MEAN) else row["noise"]
-                item = dict(zip(ITEM, (row["video"], noise), strict=True))
+                item = {"video": _number("video", row["video"]), "noise": _number(noise, row[noise])}
                 rows.append({"run": run, **condition, **item, metric: _number(metric, row[metric])})
     if not rows:
         raise UserError(f"{metric}: was not measured in {_names(run_dirs)}")
