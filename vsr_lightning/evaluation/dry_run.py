@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from itertools import chain
 from pathlib import Path
 from statistics import median
@@ -72,18 +72,13 @@ def _time(job: Job, items: list[Item]) -> str:
     if not items:
         return "none, nothing is missing"
     samplers = {item.sampler for item in items}
-    measured: dict[str, list[float]] = defaultdict(list)
-    for folder in (Path(job.experiment.runs_dir), SHIPPED):
-        if not samplers <= measured.keys():  # thousands of rows are not read for nothing
-            for sampler, seconds in _seconds_per_step(job, folder):
-                measured[sampler].append(seconds)
+    measured = _measured(job, samplers)
     if not measured:
         where = f"with {job.fixed['prior']} on this hardware ({provenance.hardware()})"
         return f"unknown, nothing was measured yet {where}; a first look does, as --limit {_first_look(job)}"
-    ours = {sampler: seconds for sampler, seconds in measured.items() if sampler in samplers} or measured
     # The median: start-up, and a last batch that is not full, weigh on a few.
-    rates = dict.fromkeys(samplers, median(chain.from_iterable(ours.values())))
-    rates |= {sampler: median(seconds) for sampler, seconds in ours.items()}
+    rates = dict.fromkeys(samplers, median(chain.from_iterable(measured.values())))
+    rates |= {sampler: median(seconds) for sampler, seconds in measured.items()}
     world = processes.world_size(job.experiment)
     shares = [batches_of_rank(items, job.experiment.trainer.batch_size, rank, world) for rank in range(world)]
 
@@ -92,10 +87,20 @@ def _time(job: Job, items: list[Item]) -> str:
         return rates[item.sampler] * item.steps * _computed_size(job.experiment, len(batch))
 
     longest = max(sum(map(seconds_of, share)) for share in shares)
-    count = sum(map(len, ours.values()))
-    others = ", ".join(sorted(samplers - ours.keys()))
+    count = sum(map(len, measured.values()))
+    others = ", ".join(sorted(samplers - measured.keys()))
     note = f"; none of {others}, taken to be as fast" if others else ""
     return f"about {_duration(longest)}, by {count} restorations measured on this hardware{note}"
+
+
+def _measured(job: Job, samplers: Set[str]) -> dict[str, list[float]]:
+    """Seconds of a step by sampler: of those of `samplers` that were measured, or of others if none was."""
+    measured: dict[str, list[float]] = defaultdict(list)
+    for folder in (Path(job.experiment.runs_dir), SHIPPED):
+        if not samplers <= measured.keys():  # thousands of rows are not read for nothing
+            for sampler, seconds in _seconds_per_step(job, folder):
+                measured[sampler].append(seconds)
+    return {sampler: measured[sampler] for sampler in measured.keys() & samplers} or measured
 
 
 def _first_look(job: Job) -> int:
