@@ -66,11 +66,17 @@ def test_an_unfinished_sweep_says_so(planned, expected):
 
 
 def test_a_page_says_what_is_missing(report, run_copy):
-    _, config = as_written("moving_mnist/sweep_frames", "grid.videos=2", "grid.noises=2", "grid.num_frames=[1,2,10]")
+    _, config = as_written(
+        "moving_mnist/sweep_frames",
+        "grid.videos=2",
+        "grid.noises=2",
+        "grid.num_frames=[1,2,10]",
+        "sampler.temperature=0.25",
+    )
     (run_copy / "config.yaml").write_text(yaml.safe_dump(config))
     page = report(run_copy)
     assert "8 of 24 restorations, of 3 videos × 1 noise instance; 1 failed" in page.text
-    assert "temperature 0.5" in page.text
+    assert "temperature 0.25" in page.text
 
 
 def test_a_note_stands_beside_what_it_is_about(tmp_path):
@@ -92,7 +98,7 @@ def test_the_samplers_that_were_used():
 
 
 def test_lists_of_the_grid_stand_over_the_sections():
-    _, config = as_written("moving_mnist/sweep_frames", "grid.steps=[5,6]", "grid.factor=[4,8]")
+    _, config = as_written("moving_mnist/sweep_frames", "grid.steps=[5,6]", "grid.factor=[4,8]", "sampler.zeta=0.4")
     facts = configured(config)
     assert facts["degradation"] == "Downsample: kernel gaussian"
-    assert facts["sampler’s parameters"].startswith("dps_restart_sample: zeta 0.5, restarts [")
+    assert facts["sampler’s parameters"].startswith("dps_restart_sample: zeta 0.4, restarts [")
