@@ -129,7 +129,7 @@ report: $(READY) ## One HTML page of the runs in RUNS (all of runs/), to look at
 dashboard: $(READY) ## Make the W&B workspace of the project (needs an API key)
 	$(VSR).dashboard $(OVERRIDES)
 
-bench: $(READY) ## Speed of sampling and training, in sample-steps/s, TFLOP/s and against an eager loop; to runs/bench
+bench: $(READY) ## Speed of sampling and training, in sample-steps/s, TFLOP/s and against an eager loop; to experiments/results/bench
 	$(VENV)/bin/python tests/bench.py --prior $(PRIOR) $(BENCH)
 
 clean: ## Remove caches and build files; runs and data stay

@@ -10,6 +10,7 @@ import argparse
 import csv
 import json
 import platform
+import re
 import statistics
 import sys
 import tempfile
@@ -353,10 +354,15 @@ def describe_run() -> dict[str, Any]:
     return {"command": provenance.command_line("tests/" + Path(sys.argv[0]).name), **provenance.describe_machine()}
 
 
+def results_folder() -> Path:
+    """Beside the results that are shipped, by hardware, as experiments/results/bench/nvidia-h200."""
+    return Path("experiments/results/bench") / re.sub(r"\W+", "-", provenance.hardware().lower())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prior", default="data/checkpoints/moving_mnist")
-    parser.add_argument("--output", type=Path, default=Path("runs/bench"))
+    parser.add_argument("--output", type=Path, default=results_folder(), help="folder (%(default)s)")
     parser.add_argument("--batch", type=positive, help="videos a step (160 on a GPU, as sweeps take; 2 on a CPU)")
     parser.add_argument("--train-batch", type=positive, help="videos a training step (256 on a GPU, 4 on a CPU)")
     parser.add_argument("--steps", type=positive, help="sampler steps a measurement (100 on a GPU, 2 on a CPU)")

@@ -99,19 +99,21 @@ def test_training_alone_is_of_the_experiments_dit(tiny_prior, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("bench.SUSTAINED_SECONDS", 0.01)
     dit = {**load_prior(tiny_prior).card["dit"], "width": 64}
-    arguments = ["--prior", tiny_prior, "--output", "bench", "--only", "training", "--train-batch", 2, "--repeats", 1]
+    monkeypatch.setattr("bench.provenance.hardware", lambda: "NVIDIA H200")
+    arguments = ["--prior", tiny_prior, "--only", "training", "--train-batch", 2, "--repeats", 1]
     arguments += ["--train", ROOT / "experiments/moving_mnist/dit.yaml", f"training.vae_prior={tiny_prior}"]
     arguments += ["trainer.accelerator=cpu", "data.digits=embedded", "data.batch_size=2", "data.num_workers=0"]
     arguments += ["data.val_videos=2", *(f"dit.{key}={value}" for key, value in dit.items() if key != "target")]
     monkeypatch.setattr(sys, "argv", ["bench.py", *map(str, arguments)])
     main()
-    rows = list(csv.DictReader((tmp_path / "bench" / "bench.csv").open()))
+    folder = tmp_path / "experiments/results/bench/nvidia-h200"
+    rows = list(csv.DictReader((folder / "bench.csv").open()))
     assert [row["subject"] for row in rows] == ["DiT training", "loader alone", "steps of the train command"]
     wide = VideoDiT(**{key: value for key, value in dit.items() if key != "target"})
     flops = training_flops(wide, torch.zeros(1, *wide.latent_shape))
     for row in (rows[0], rows[2]):
         assert float(row["tflops"]) == pytest.approx(float(row["per_second"]) * flops / 1e12)
-    machine = json.loads((tmp_path / "bench" / "machine.json").read_text())
+    machine = json.loads((folder / "machine.json").read_text())
     shares = float(rows[0]["share_of_matrix_rate"]), float(rows[0]["share_of_sustained_rate"])
     rates = machine["matrix_tflops"], machine["sustained_matrix_tflops"]
     assert [share * rate for share, rate in zip(shares, rates, strict=True)] == pytest.approx(
