@@ -15,25 +15,40 @@ from pathlib import Path
 from vsr_lightning.evaluation import results, videos
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["vsr_lightning.__main__", "vsr_lightning.evaluation.run", "vsr_lightning.training.run"])
+FORKS.set_forkserver_preload(
+    [
+        *("vsr_lightning.__main__", "vsr_lightning.evaluation.run", "vsr_lightning.training.run"),
+        "wandb.apis.public",  # which takes wandb.init() seconds to import
+    ]
+)
 PATIENCE = 120  # seconds until a process counts as stuck
 
 
 def start(
-    arguments: list[str], log: Path, environment: Mapping[str, str] = os.environ, bytes_a_file: int | None = None
+    arguments: list[str],
+    log: Path,
+    environment: Mapping[str, str] = os.environ,
+    bytes_a_file: int | None = None,
+    prepare: Callable[[], None] | None = None,
 ):
     """Run a command of the project in a process of its own; what it prints goes to the end of the file `log`.
 
-    With `bytes_a_file`, the kernel lets no file grow larger than that.
+    With `bytes_a_file`, the kernel lets no file grow larger than that. `prepare` is called first there.
     """
     # Without the W&B service of an earlier test in this process: it would outlive the kill, and hold on to the run.
     own = {key: value for key, value in environment.items() if key != "WANDB_SERVICE"}
-    process = FORKS.Process(target=_run, args=(arguments, log, own, bytes_a_file), daemon=True)
+    process = FORKS.Process(target=_run, args=(arguments, log, own, bytes_a_file, prepare), daemon=True)
     process.start()
     return process
 
 
-def _run(arguments: list[str], log: Path, environment: dict[str, str], bytes_a_file: int | None) -> None:
+def _run(
+    arguments: list[str],
+    log: Path,
+    environment: dict[str, str],
+    bytes_a_file: int | None,
+    prepare: Callable[[], None] | None,
+) -> None:
     import torch
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -50,13 +65,20 @@ def _run(arguments: list[str], log: Path, environment: dict[str, str], bytes_a_f
     rank_zero_only.rank = int(environment.get("RANK", 0))  # as it would be if Lightning were imported only now
     if bytes_a_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_a_file, bytes_a_file))
+    if prepare is not None:
+        prepare()
     sys.argv = ["vsr", *arguments]
     os._exit(main(arguments))  # the exit of a fork must not run what its parent registered
 
 
-def start_ranks(arguments: list[str], log: Path, own: Sequence[list[str]] = ([], [])) -> list:
+def start_ranks(
+    arguments: list[str],
+    log: Path,
+    own: Sequence[list[str]] = ([], []),
+    prepare: Callable[[], None] | None = None,
+) -> list:
     """The processes that torchrun would start, each with arguments of its `own`; ending those left over is the
-    caller's.
+    caller's. `prepare`: see `start`.
     """
     world_size = len(own)
     common = {"WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
@@ -64,7 +86,7 @@ def start_ranks(arguments: list[str], log: Path, own: Sequence[list[str]] = ([],
     common |= {"TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": 0, "TORCHELASTIC_USE_AGENT_STORE": False}
     ranks = [{**common, "RANK": rank, "LOCAL_RANK": rank} for rank in range(world_size)]
     return [
-        start([*arguments, *more], log, os.environ | {k: str(v) for k, v in rank.items()})
+        start([*arguments, *more], log, os.environ | {k: str(v) for k, v in rank.items()}, prepare=prepare)
         for rank, more in zip(ranks, own, strict=True)
     ]
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from killing import assert_same_results, free_port
+from killing import assert_same_results, finish, free_port, start_ranks
 
 from vsr_lightning.config import load_config
 from vsr_lightning.evaluation import results, videos
 from vsr_lightning.evaluation.run import sweep
+from vsr_lightning.training.callbacks import LastCheckpoint
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "experiments" / "moving_mnist"
@@ -30,40 +31,39 @@ VAE = [
     *("vae.latent_channels=4", "vae.widths=[8,8,8]", "vae.encoder_blocks=[1,1,1]", "vae.decoder_blocks=[1,1,1]"),
     *("training.max_steps=12", "training.val_every=12", "training.warmup_steps=2", "training.decay_steps=2"),
 ]
-# The command line, and beside each checkpoint the weights that every rank holds.
-TRAIN_AND_DUMP = """
-import sys
-import torch
-from vsr_lightning.__main__ import main
-from vsr_lightning.training.callbacks import LastCheckpoint
-
-save = LastCheckpoint._save
-
-def save_and_dump(self, trainer):
-    save(self, trainer)
-    torch.save(trainer.lightning_module.state_dict(), self.path.with_name(f"rank-{trainer.global_rank}.pt"))
-
-LastCheckpoint._save = save_and_dump
-sys.exit(main(sys.argv[1:]))
-"""
 
 
-def run_two(*command):
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, *command, *CPU, "trainer.devices=2"],
+def output_of_two(*command):
+    """Of two processes, the second of which is started by the first."""
+    done = subprocess.run(
+        [sys.executable, "-m", "vsr_lightning", *command, *CPU, "trainer.devices=2"],
         cwd=ROOT,
-        env=env,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=300,
     )
-
-
-def output_of_two(*command):
-    done = run_two(*command)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def output_of_ranks(log, *arguments, codes=(0, 0), prepare=None):
+    """Of the two processes that torchrun would start."""
+    log.unlink(missing_ok=True)
+    ranks = start_ranks([*arguments, *CPU, "trainer.devices=2"], log, prepare=prepare)
+    assert tuple(finish(rank) for rank in ranks) == codes, log.read_text()
+    return log.read_text()
+
+
+def dump_weights_of_every_rank():
+    """Beside each checkpoint."""
+    save = LastCheckpoint._save
+
+    def save_and_dump(self, trainer):
+        save(self, trainer)
+        torch.save(trainer.lightning_module.state_dict(), self.path.with_name(f"rank-{trainer.global_rank}.pt"))
+
+    LastCheckpoint._save = save_and_dump
 
 
 def rows_by_rank(folder):
@@ -73,7 +73,7 @@ def rows_by_rank(folder):
 def test_a_sweep_by_two_processes_has_the_rows_of_one(tiny_prior, tmp_path):
     overrides = [*SWEEP, f"prior={tiny_prior}", f"runs_dir={tmp_path}", "grid.order=[random]", "trainer.batch_size=2"]
     path = EXPERIMENTS / "sweep_frames.yaml"
-    out = output_of_two("-m", "vsr_lightning", "sweep", str(path), *overrides, "name=two", "full=true")
+    out = output_of_two("sweep", str(path), *overrides, "name=two", "full=true")
     assert out.count("after the first batch") == out.count("waiting for other processes") == 1
     # The first process may be the last to finish: then it waits for less than the milliseconds that are kept.
     assert json.loads((tmp_path / "two" / "meta.json").read_text())["seconds"].keys() >= {"sampling", "waiting"}
@@ -99,7 +99,8 @@ def test_a_sweep_by_two_processes_has_the_rows_of_one(tiny_prior, tmp_path):
 def test_fewer_items_than_processes(tiny_prior, tmp_path):
     overrides = [*SWEEP, f"prior={tiny_prior}", f"runs_dir={tmp_path}", "grid.videos=1", "grid.num_frames=[2]"]
     path = EXPERIMENTS / "sweep_frames.yaml"
-    out = output_of_two("-m", "vsr_lightning", "sweep", str(path), *overrides, "grid.order=[sequential]", "full=true")
+    overrides += ["grid.order=[sequential]", "full=true"]
+    out = output_of_ranks(tmp_path / "log.txt", "sweep", str(path), *overrides)
     assert "1 of 1 restorations" in out
     assert [row["status"] for row in results.read_rows(tmp_path / "frame_count")] == ["ok"]
 
@@ -107,9 +108,9 @@ def test_fewer_items_than_processes(tiny_prior, tmp_path):
 def test_a_sweep_in_which_everything_failed_is_one_error_of_all_processes(tiny_prior, tmp_path):
     overrides = [*SWEEP, f"prior={tiny_prior}", f"runs_dir={tmp_path}", "grid.num_frames=[2]", "grid.order=[random]"]
     path = EXPERIMENTS / "sweep_frames.yaml"
-    done = run_two("-m", "vsr_lightning", "sweep", str(path), *overrides, "full=true", "grid.sigma_y=[3e18]")
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert done.stderr.count("error: ") == done.stderr.count("all restorations failed") == 1
+    overrides += ["full=true", "grid.sigma_y=[3e18]"]
+    out = output_of_ranks(tmp_path / "log.txt", "sweep", str(path), *overrides, codes=(1, 0))
+    assert out.count("error: ") == out.count("all restorations failed") == 1
     assert (tmp_path / "frame_count" / "summary.csv").exists()
 
 
@@ -130,22 +131,22 @@ def test_two_machines_have_the_rows_of_one_process(tiny_prior, tmp_path):
 
 
 def test_training_by_two_processes_stops_and_goes_on_with_equal_weights(tmp_path):
-    script = tmp_path / "train.py"
-    script.write_text(TRAIN_AND_DUMP)
-    command = [str(script), "train", str(EXPERIMENTS / "vae.yaml"), *VAE, f"runs_dir={tmp_path / 'runs'}"]
-    folder = tmp_path / "runs" / "moving_mnist_vae"
+    def train(*overrides):
+        arguments = ["train", str(EXPERIMENTS / "vae.yaml"), *VAE, f"runs_dir={tmp_path / 'runs'}", *overrides]
+        return output_of_ranks(tmp_path / "log.txt", *arguments, prepare=dump_weights_of_every_rank)
 
-    out = output_of_two(*command, "trainer.max_minutes=1e-9")
+    folder = tmp_path / "runs" / "moving_mnist_vae"
+    out = train("trainer.max_minutes=1e-9")
     assert "stopped at step 10" in out
     first = weights_of_ranks(folder)
-    output_of_two(*command)
+    train()
     second = weights_of_ranks(folder)
     assert any(not torch.equal(value, first[name]) for name, value in second.items())
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert (checkpoint["global_step"], checkpoint["devices"]) == (12, 2)
     assert (folder / "prior" / "card.yaml").exists()
 
-    output_of_two(*command, "name=straight")
+    train("name=straight")
     straight = weights_of_ranks(folder.with_name("straight"))
     for name, value in second.items():
         torch.testing.assert_close(value, straight[name], msg=name)

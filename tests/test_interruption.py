@@ -90,12 +90,13 @@ def count_rows(folder):
 def test_a_sweep_ends_when_it_is_told_to(sweep_arguments, tmp_path):
     """By `kill`, or by SLURM when the time is up: not after the last batch."""
     folder, log = tmp_path / "runs" / "frame_count", tmp_path / "log.txt"
-    process = start([*sweep_arguments, "sampler.steps=300"], log)
+    arguments = [*sweep_arguments, "sampler.steps=60"]
+    process = start(arguments, log)
     wait_until(lambda: count_rows(folder) >= 1, process)
     process.terminate()
     assert finish(process) == -signal.SIGTERM, log.read_text()
     assert count_rows(folder) < ITEMS
-    assert finish(start([*sweep_arguments, "sampler.steps=300", "--limit=3"], log)) == 0, log.read_text()
+    assert finish(start([*arguments, "--limit=3"], log)) == 0, log.read_text()
     meta = json.loads((folder / "meta.json").read_text())
     assert "seconds" not in meta  # of the go that was killed
     assert ["seconds" in go for go in meta["resumed"]] == [True]
@@ -103,7 +104,7 @@ def test_a_sweep_ends_when_it_is_told_to(sweep_arguments, tmp_path):
 
 def test_ctrl_c_ends_a_sweep_with_a_line(sweep_arguments, tmp_path):
     folder, log = tmp_path / "runs" / "frame_count", tmp_path / "log.txt"
-    process = start([*sweep_arguments, "sampler.steps=300", "trainer.progress=true"], log)
+    process = start([*sweep_arguments, "sampler.steps=60", "trainer.progress=true"], log)
     wait_until(lambda: count_rows(folder) >= 1, process)
     assert interrupt(process) == 130, log.read_text()
     assert log.read_text().splitlines()[-1] == INTERRUPTED
@@ -131,7 +132,7 @@ def test_ctrl_c_ends_a_training_with_a_line(tmp_path):
 )
 def test_so_do_the_processes_that_it_started(sweep_arguments, tmp_path, moment, told, code):
     folder = tmp_path / "runs" / "frame_count"
-    arguments = [*sweep_arguments, "trainer.devices=2", "sampler.steps=300", "grid.noises=8"]
+    arguments = [*sweep_arguments, "trainer.devices=2", "sampler.steps=100", "grid.noises=8"]
     with (tmp_path / "log.txt").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "vsr_lightning", *arguments],

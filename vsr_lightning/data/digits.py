@@ -1,5 +1,6 @@
 """Handwritten digits, uint8 (N, 28, 28): MNIST, or the ones in scikit-learn, made to look like it."""
 
+import functools
 import gzip
 import hashlib
 import struct
@@ -24,7 +25,7 @@ EMBEDDED_TRAIN, EMBEDDED_VAL = 1400, 150  # of 1,797; the rest is test
 
 
 def load_digits(name: str, split: str, dir: str = "") -> np.ndarray:
-    """The digits of one split, uint8 (N, 28, 28); no image is in two splits.
+    """The digits of one split, uint8 (N, 28, 28), not to be written to; no image is in two splits.
 
     Args:
         name: `mnist`, downloaded where it is missing; or `embedded`, which is always there.
@@ -108,6 +109,7 @@ def _read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=16).reshape(count, height, width)
 
 
+@functools.cache  # a second of 1,400 small filters, for a megabyte
 def _load_embedded(split: str) -> np.ndarray:
     from sklearn import datasets
 
@@ -116,7 +118,9 @@ def _load_embedded(split: str) -> np.ndarray:
         "val": slice(EMBEDDED_TRAIN, EMBEDDED_TRAIN + EMBEDDED_VAL),
         "test": slice(EMBEDDED_TRAIN + EMBEDDED_VAL, None),
     }
-    return np.stack([_like_mnist(image / 16) for image in datasets.load_digits().images[cuts[split]]])
+    digits = np.stack([_like_mnist(image / 16) for image in datasets.load_digits().images[cuts[split]]])
+    digits.setflags(write=False)  # as MNIST's are
+    return digits
 
 
 def _like_mnist(image: np.ndarray) -> np.ndarray:
