@@ -88,6 +88,21 @@ def test_a_folder_from_before_a_key_goes_on(tiny_prior, tmp_path, restored_sizes
         sweep(experiment(tiny_prior, tmp_path, "grid.factor=[4]"))
 
 
+def test_what_the_grid_stands_over_may_change(tiny_prior, tmp_path, restored_sizes):
+    """The section `sampler` where others are named, samplers that are not, and what the grid lists for all."""
+    sections = ["samplers.a={target: vsr_lightning.inference.dps.dps_sample, steps: 2, zeta: 1}"]
+    command = [*sections, "grid.sampler=[a]", "grid.zeta=[2]", "grid.num_frames=[1]", "grid.videos=1", "grid.noises=1"]
+    sweep(experiment(tiny_prior, tmp_path, *command))
+    restored_sizes.clear()
+    idle = ["sampler.steps=9", "samplers.a.zeta=9", "samplers.b={target: vsr_lightning.inference.dps.dps_sample}"]
+    sweep(experiment(tiny_prior, tmp_path, *command, *idle))
+    assert restored_sizes == []
+    with pytest.raises(UserError, match=r"another samplers\.a\.steps;"):
+        sweep(experiment(tiny_prior, tmp_path, *command, "samplers.a.steps=3"))
+    with pytest.raises(UserError, match=r"another grid\.sampler, sampler\.target"):
+        sweep(experiment(tiny_prior, tmp_path, *command, "grid.sampler=[]"))
+
+
 def test_a_prior_that_was_trained_again_is_refused(tiny_prior, tmp_path):
     """Its rows must not mix with those of the prior that had this folder before."""
     sweep(experiment(tiny_prior, tmp_path))

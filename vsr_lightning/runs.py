@@ -20,7 +20,7 @@ from vsr_lightning.wandb_logger import logging_mode
 # priors are known by the fingerprint of their weights, not by their folder.
 IDENTITY = {
     "train": ("seed", "init", "data", "vae", "dit", "schedule", "training"),
-    "sweep": ("seed", "data", "degradation", "sampler", "samplers", "grid"),
+    "sweep": ("seed", "data", "degradation", "grid", "sampler", "samplers"),
 }
 NOT_IDENTITY = {
     "data": ("dir", "num_workers", "processes", "source"),
@@ -108,7 +108,8 @@ def identity(experiment: Experiment | dict[str, Any], kind: str) -> dict[str, An
 
     Keys that a stored configuration lacks count as their defaults: they are younger than its folder, and a new key's
     default means what the code did before. In sections that name a `target`, whose defaults are its signature's, only
-    keys that were given count: a default there must not change its meaning either.
+    keys that were given count: a default there must not change its meaning either. What the grid stands over does not
+    count (see `config.check_heeded`): no item is restored with it.
     """
     content = experiment if isinstance(experiment, dict) else dataclasses.asdict(experiment)
     kept = {key: _with_defaults(content.get(key, DEFAULTS[key]), DEFAULTS[key]) for key in IDENTITY[kind]}
@@ -116,7 +117,21 @@ def identity(experiment: Experiment | dict[str, Any], kind: str) -> dict[str, An
         content_of = kept.get(section)
         if isinstance(content_of, dict):
             kept[section] = {key: value for key, value in content_of.items() if key not in keys}
-    return kept
+    return {**kept, **_heeded_samplers(kept)} if kind == "sweep" else kept
+
+
+def _heeded_samplers(content: dict[str, Any]) -> dict[str, Any]:
+    """The sections `sampler` and `samplers`, of them only what the grid does not replace."""
+    grid, samplers = content["grid"], content["samplers"]
+    listed = [key for key in ("steps", "zeta") if grid[key]]
+
+    def heeded(section: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in section.items() if key not in listed}
+
+    if not grid["sampler"]:
+        return {"sampler": heeded(content["sampler"]), "samplers": {}}
+    named = {name: heeded(section) for name, section in samplers.items() if name in grid["sampler"]}
+    return {"sampler": {}, "samplers": named}
 
 
 def differences(a: Any, b: Any, prefix: str = "") -> list[str]:
@@ -137,7 +152,7 @@ def _check_same_run(
     path = folder / "config.yaml"
     try:
         stored = identity(dict(yaml.safe_load(path.read_text())), kind)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, ValueError) as error:  # or it is no configuration
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, TypeError, ValueError) as error:  # or none
         raise UserError(f"{path}: cannot be read ({error.__class__.__name__}); choose a new name=") from None
     different = differences(stored, identity(experiment, kind))
     different += [name for name, value in inputs.items() if meta.get("inputs", {}).get(name, value) != value]
