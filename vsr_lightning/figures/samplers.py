@@ -196,7 +196,7 @@ def _draw_curves(table: Sequence[Line], rows: Sequence[Row]) -> Figure:
         panels[-1, 0].set_xlabel("guidance scale $\\zeta$; the darker, the more steps")
     at_best = ", at the best $\\zeta$" if columns == 2 else ""
     panels[-1, -1].set_xlabel(
-        f"seconds a restoration{at_best}; on top the number of steps\n(settings under one line are equally fast)"
+        f"seconds a restoration{at_best}; on top the number of steps\n(settings under one line are about equally fast)"
     )
     entry = LEGEND_SIGN + LEGEND_LETTER * max(map(len, names))
     ncols = max(1, min(4, int(figure.get_figwidth() / entry)))
@@ -279,7 +279,7 @@ def _equally_fast(lines: Iterable[Line]) -> list[list[Line]]:
             groups[-1].append(line)
         else:
             groups.append([line])
-    return [sorted(group, key=lambda line: (line["steps"], line["sampler"])) for group in groups]
+    return groups
 
 
 def _label_steps(axes: Axes, groups: Iterable[Sequence[Line]]) -> None:
