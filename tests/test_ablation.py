@@ -159,6 +159,7 @@ def test_a_damaged_record_is_named(ablate, capsys):
         ({"reference": [], "louder": ["grid.sigma_y=[0.2]"]}, [], "variants.louder: changes grid.sigma_y"),
         ({"reference": [], "lost": ["training.vae_prior=nowhere"]}, [], "variants.lost: nowhere"),
         ({"": []}, [], "variants.: cannot change name"),
+        ({"reference": [], "idle": ["sampler.zeta=9"]}, ["grid.zeta=[1]"], "'sampler.zeta=9': is not heeded"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_trained(ablate, capsys, variants, overrides, told):

@@ -318,7 +318,7 @@ def test_a_run_folder_of_another_configuration(refused, experiment, command):
     assert "name=tiny-2" in line
 
 
-@pytest.mark.parametrize("content", ["- 1", "a: ["])
+@pytest.mark.parametrize("content", ["- 1", "a: [", "grid: 3", "{samplers: {a: 3}, grid: {sampler: [a]}}"])
 def test_a_run_folder_with_a_damaged_configuration(refused, experiment, content):
     (runs.open_run(load_config(experiment), "sweep", {}) / "config.yaml").write_text(content)
     assert "config.yaml" in refused("sweep")

@@ -226,6 +226,8 @@ def test_a_sampler_that_includes_a_file_without_one(load):
         ("zeta: [0.5]", "sampler.zeta=0.8", r"as grid.zeta lists \[0.5\]; set that"),
         ("zeta: [0.5]", "sampler.steps=9", None),
         ("{sampler: [a], zeta: [0.5]}", "samplers.a.steps=9", None),
+        ("{sampler: [a], zeta: [0.5]}", "samplers.b.eta=0.5", "as grid.sampler does not name b$"),
+        ("videos: 2", "samplers.b.eta=0.5", "as grid.sampler does not name b$"),
         ("videos: 2", "sampler.zeta=0.8", None),
     ],
 )

@@ -99,8 +99,10 @@ def test_what_the_grid_stands_over_may_change(tiny_prior, tmp_path, restored_siz
     assert restored_sizes == []
     with pytest.raises(UserError, match=r"another samplers\.a\.steps;"):
         sweep(experiment(tiny_prior, tmp_path, *command, "samplers.a.steps=3"))
-    with pytest.raises(UserError, match=r"another grid\.sampler, sampler\.target"):
+    with pytest.raises(UserError, match=r"another grid\.sampler;"):
         sweep(experiment(tiny_prior, tmp_path, *command, "grid.sampler=[]"))
+    with pytest.raises(UserError, match=r"another grid\.steps;"):
+        sweep(experiment(tiny_prior, tmp_path, *command, "grid.steps=[2]"))
 
 
 def test_a_prior_that_was_trained_again_is_refused(tiny_prior, tmp_path):

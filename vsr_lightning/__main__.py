@@ -118,6 +118,8 @@ def ablate(experiment: Experiment, path: str, overrides: list[str]) -> None:
         variant: load_config(path, [*overrides, *map(str, changes), f"name={experiment.name}/{variant}"])
         for variant, changes in experiment.variants.items()
     }
+    for variant, changes in experiment.variants.items():
+        check_heeded(variants[variant], [*map(str, changes)])
     print(ablation.ablate(experiment, variants))
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vsr_lightning.errors import UserError
-from vsr_lightning.experiment import Grid
+from vsr_lightning.experiment import SAMPLER_LISTS, Grid
 
 
 def without(columns: Iterable[str], *left_out: str) -> tuple[str, ...]:
@@ -97,7 +97,7 @@ def has_width(kernel: str) -> bool:
 
 def _settings(grid: Grid, name: str, parameters: Mapping[str, Any]) -> list[tuple[str, int, float]]:
     """Name, steps and zeta of each way in which a sampler is used."""
-    for key in ("steps", "zeta"):
+    for key in SAMPLER_LISTS:
         if not getattr(grid, key) and key not in parameters:
             raise UserError(f"sampler.{key}: missing for {name}; the sweep needs a number, or the list grid.{key}")
     if not grid.zeta and not 0 <= parameters["zeta"] < math.inf:

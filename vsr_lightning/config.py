@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vsr_lightning.errors import UserError, first_line, suggestion
-from vsr_lightning.experiment import Experiment
+from vsr_lightning.experiment import SAMPLER_LISTS, Experiment
 from vsr_lightning.targets import check_target
 
 
@@ -37,12 +37,14 @@ def check_heeded(experiment: Experiment, overrides: Sequence[str]) -> None:
     for override in overrides:
         section, *keys = _path(_read_override(override))
         key = keys[-1] if keys else ""
-        if section in ("sampler", "samplers") and key in ("steps", "zeta") and getattr(grid, key):
+        if section in ("sampler", "samplers") and key in SAMPLER_LISTS and getattr(grid, key):
             raise UserError(f"override '{override}': is not heeded, as grid.{key} lists {getattr(grid, key)}; set that")
         if section == "sampler" and grid.sampler:
             wanted = ".".join(["samplers", grid.sampler[0], *keys])
-            wanted += f", or grid.{key} for all" if key in ("steps", "zeta") else ""
+            wanted += f", or grid.{key} for all" if key in SAMPLER_LISTS else ""
             raise UserError(f"override '{override}': is not heeded, as grid.sampler names others; set {wanted}")
+        if section == "samplers" and keys and keys[0] not in grid.sampler:
+            raise UserError(f"override '{override}': is not heeded, as grid.sampler does not name {keys[0]}")
 
 
 def _path(content: Any) -> list[str]:

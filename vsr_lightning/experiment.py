@@ -79,6 +79,9 @@ class Trainer:
         _at_least(0, self, "trainer", "max_minutes")
 
 
+SAMPLER_LISTS = ("steps", "zeta")  # of the grid: they stand over a sampler's own
+
+
 @dataclass
 class Grid:
     """The conditions of a sweep: every combination of the lists, on `videos` clips with `noises` instances each.

@@ -11,7 +11,7 @@ import yaml
 from vsr_lightning import files
 from vsr_lightning.config import to_yaml
 from vsr_lightning.errors import UserError
-from vsr_lightning.experiment import Experiment
+from vsr_lightning.experiment import SAMPLER_LISTS, Experiment
 from vsr_lightning.processes import precision, rank
 from vsr_lightning.provenance import command_line, describe_machine, now
 from vsr_lightning.wandb_logger import logging_mode
@@ -20,7 +20,7 @@ from vsr_lightning.wandb_logger import logging_mode
 # priors are known by the fingerprint of their weights, not by their folder.
 IDENTITY = {
     "train": ("seed", "init", "data", "vae", "dit", "schedule", "training"),
-    "sweep": ("seed", "data", "degradation", "grid", "sampler", "samplers"),
+    "sweep": ("seed", "data", "degradation", "sampler", "samplers", "grid"),
 }
 NOT_IDENTITY = {
     "data": ("dir", "num_workers", "processes", "source"),
@@ -121,9 +121,9 @@ def identity(experiment: Experiment | dict[str, Any], kind: str) -> dict[str, An
 
 
 def _heeded_samplers(content: dict[str, Any]) -> dict[str, Any]:
-    """The sections `sampler` and `samplers`, of them only what the grid does not replace."""
+    """What items are restored with of the sections `sampler` and `samplers`."""
     grid, samplers = content["grid"], content["samplers"]
-    listed = [key for key in ("steps", "zeta") if grid[key]]
+    listed = [key for key in SAMPLER_LISTS if grid[key]]
 
     def heeded(section: dict[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in section.items() if key not in listed}
@@ -152,9 +152,18 @@ def _check_same_run(
     path = folder / "config.yaml"
     try:
         stored = identity(dict(yaml.safe_load(path.read_text())), kind)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, TypeError, ValueError) as error:  # or none
+    except (
+        OSError,
+        UnicodeDecodeError,
+        yaml.YAMLError,
+        AttributeError,
+        TypeError,
+        ValueError,
+    ) as error:  # or it is none
         raise UserError(f"{path}: cannot be read ({error.__class__.__name__}); choose a new name=") from None
     different = differences(stored, identity(experiment, kind))
+    if any(name in different for name in ("grid.sampler", *(f"grid.{key}" for key in SAMPLER_LISTS))):
+        different = [name for name in different if not name.startswith("sampler")]  # which of them count differs
     different += [name for name, value in inputs.items() if meta.get("inputs", {}).get(name, value) != value]
     if meta.get("kind", kind) != kind:
         different = [f"command: {meta['kind']}"]
