@@ -18,7 +18,7 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
         *("vsr_lightning.__main__", "vsr_lightning.evaluation.run", "vsr_lightning.training.run"),
-        "wandb.apis.public",  # which takes wandb.init() seconds to import
+        "wandb.apis.public",  # whose import is seconds of wandb.init()
     ]
 )
 PATIENCE = 120  # seconds until a process counts as stuck

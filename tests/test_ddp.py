@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from killing import assert_same_results, finish, free_port, start_ranks
+from killing import PATIENCE, assert_same_results, free_port, start_ranks
 
 from vsr_lightning.config import load_config
 from vsr_lightning.evaluation import results, videos
@@ -51,7 +51,13 @@ def output_of_ranks(log, *arguments, codes=(0, 0), prepare=None):
     """Of the two processes that torchrun would start."""
     log.unlink(missing_ok=True)
     ranks = start_ranks([*arguments, *CPU, "trainer.devices=2"], log, prepare=prepare)
-    assert tuple(finish(rank) for rank in ranks) == codes, log.read_text()
+    try:
+        for rank in ranks:
+            rank.join(PATIENCE)
+        assert tuple(rank.exitcode for rank in ranks) == codes, log.read_text()
+    finally:
+        for rank in ranks:
+            rank.kill()
     return log.read_text()
 
 
@@ -131,9 +137,10 @@ def test_two_machines_have_the_rows_of_one_process(tiny_prior, tmp_path):
 
 
 def test_training_by_two_processes_stops_and_goes_on_with_equal_weights(tmp_path):
+    command = ["train", str(EXPERIMENTS / "vae.yaml"), *VAE, f"runs_dir={tmp_path / 'runs'}"]
+
     def train(*overrides):
-        arguments = ["train", str(EXPERIMENTS / "vae.yaml"), *VAE, f"runs_dir={tmp_path / 'runs'}", *overrides]
-        return output_of_ranks(tmp_path / "log.txt", *arguments, prepare=dump_weights_of_every_rank)
+        return output_of_ranks(tmp_path / "log.txt", *command, *overrides, prepare=dump_weights_of_every_rank)
 
     folder = tmp_path / "runs" / "moving_mnist_vae"
     out = train("trainer.max_minutes=1e-9")
@@ -146,9 +153,9 @@ def test_training_by_two_processes_stops_and_goes_on_with_equal_weights(tmp_path
     assert (checkpoint["global_step"], checkpoint["devices"]) == (12, 2)
     assert (folder / "prior" / "card.yaml").exists()
 
-    train("name=straight")
-    straight = weights_of_ranks(folder.with_name("straight"))
-    for name, value in second.items():
+    output_of_two(*command, "name=straight")
+    straight = torch.load(folder.with_name("straight") / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    for name, value in checkpoint["state_dict"].items():
         torch.testing.assert_close(value, straight[name], msg=name)
 
 

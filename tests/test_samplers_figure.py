@@ -126,6 +126,12 @@ def test_settings_that_take_as_long_stand_side_by_side_under_one_label(rows):
     assert ends[2][1] / ends[2][0] == pytest.approx(1.025)
 
 
+def test_settings_side_by_side_are_in_order_of_seconds(rows):
+    faster = [row | {"sampler": "z", "steps": 2000, "seconds": 9.9} for row in rows if row["steps"] == 1000]
+    group = samplers._equally_fast(compare([*rows, *faster]))[-1]
+    assert [(line["steps"], line["seconds"]) for line in group] == [(2000, 9.9), (1000, 10.0)]
+
+
 def test_a_large_group_reaches_no_farther_than_a_fifth():
     places = samplers._side_by_side([{"seconds": 1.0}] * 40)
     assert 1.15 < places[-1] / places[0] < 1.2

@@ -109,7 +109,7 @@ def _read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=16).reshape(count, height, width)
 
 
-@functools.cache  # a second of 1,400 small filters, for a megabyte
+@functools.cache  # `train` takes a second of filtering, and is a megabyte
 def _load_embedded(split: str) -> np.ndarray:
     from sklearn import datasets
 
