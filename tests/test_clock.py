@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 
 import pytest
-from tiny_sweep import experiment, written_rows
+from tiny_sweep import FIGURES, experiment, written_rows
 
 from vsr_lightning.evaluation.clock import Clock, tell
 from vsr_lightning.evaluation.run import sweep
@@ -60,7 +60,7 @@ def test_the_clock_is_read_where_a_part_ends(tiny_prior, tmp_path, monkeypatch):
 
 def test_each_go_keeps_what_it_spent_its_time_on(tiny_prior, tmp_path, capsys):
     """From the end of its first batch; a go of one batch, or of none, has nothing to tell."""
-    command = experiment(tiny_prior, tmp_path)
+    command = experiment(tiny_prior, tmp_path, FIGURES)
     for limit in (3, None, None):
         started = time.perf_counter()
         folder = sweep(command, limit)

@@ -19,7 +19,7 @@ from vsr_lightning.evaluation.run import sweep
 
 @pytest.fixture
 def overrides(tiny_prior, tmp_path):
-    return [*TINY, "full=true", "figures=[]", f"prior={tiny_prior}", f"runs_dir={tmp_path / 'runs'}"]
+    return [*TINY, "full=true", f"prior={tiny_prior}", f"runs_dir={tmp_path / 'runs'}"]
 
 
 def test_nothing_is_written_and_nothing_pretended(overrides, tmp_path, capsys):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tiny_sweep import ITEMS, assert_same_rows, experiment, rows_by_item, written_rows
+from tiny_sweep import FIGURES, ITEMS, assert_same_rows, experiment, rows_by_item, written_rows
 
 from vsr_lightning.data.clips import to_uint8, to_video
 from vsr_lightning.data.moving_mnist import MovingMNIST
@@ -39,7 +39,7 @@ def colour_clips(monkeypatch):
 
 
 def test_files_of_the_contract_and_a_second_run_that_changes_nothing(tiny_prior, tmp_path, restored_sizes):
-    folder = sweep(experiment(tiny_prior, tmp_path))
+    folder = sweep(experiment(tiny_prior, tmp_path, FIGURES))
     assert folder == tmp_path / "frame_count"
     names = ["config.yaml", "results.csv", "summary.csv", "means.csv", "clips.h5", "fig2.png", "fig3.png"]
     assert {*names, "meta.json", "rows"} <= {path.name for path in folder.iterdir()}

@@ -61,7 +61,7 @@ def finished(tiny_prior, tmp_path, capfd, monkeypatch):
 
     monkeypatch.setattr(LitVSR, "predict_step", spy)
     runs_dir = tmp_path / "runs"
-    arguments = ["sweep", str(SWEEP), *TINY, "full=true", "figures=[]", f"prior={tiny_prior}", f"runs_dir={runs_dir}"]
+    arguments = ["sweep", str(SWEEP), *TINY, "full=true", f"prior={tiny_prior}", f"runs_dir={runs_dir}"]
     return FinishedSweep(arguments, runs_dir / "frame_count", capfd, restored)
 
 

@@ -14,7 +14,9 @@ TINY = [
     *("data.digits=embedded", "data.test_videos=2", "sampler.steps=3", "sampler.zeta=0.5", "sampler.restarts=[0.5]"),
     *("grid.videos=2", "grid.noises=2", "grid.num_frames=[1,3]", "grid.order=[random]"),
     *("trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.progress=false", "trainer.batch_size=3"),
+    "figures=[]",  # they would take longer than the restorations
 ]
+FIGURES = "figures=[vsr_lightning.figures.frame_count.make_figures]"
 
 
 def experiment(prior, runs_dir, *overrides):
