@@ -76,6 +76,16 @@ def items_of(grid: Grid, samplers: Mapping[str, Mapping[str, Any]], factor: int,
     ]
 
 
+def used_samplers(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The samplers that a sweep's configuration uses, by name, "" being the section `sampler`; less what the grid lists
+    for all of them."""
+    grid = config.get("grid") or {}
+    listed = [key for key in SAMPLER_LISTS if grid.get(key)]
+    named = {name: config["samplers"][name] for name in grid.get("sampler") or []}
+    sections = named or {"": config.get("sampler") or {}}
+    return {name: {k: v for k, v in section.items() if k not in listed} for name, section in sections.items()}
+
+
 def operators(grid: Grid, factor: int, kernel: str) -> list[tuple[int, str]]:
     """Factor and kernel of each operator, by default those of the degradation."""
     return list(itertools.product(grid.factor or [factor], grid.kernel or [kernel]))

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import yaml
 
 from vsr_lightning import files
+from vsr_lightning.conditions import used_samplers
 from vsr_lightning.config import to_yaml
 from vsr_lightning.errors import UserError
 from vsr_lightning.experiment import SAMPLER_LISTS, Experiment
@@ -117,21 +118,10 @@ def identity(experiment: Experiment | dict[str, Any], kind: str) -> dict[str, An
         content_of = kept.get(section)
         if isinstance(content_of, dict):
             kept[section] = {key: value for key, value in content_of.items() if key not in keys}
-    return {**kept, **_heeded_samplers(kept)} if kind == "sweep" else kept
-
-
-def _heeded_samplers(content: dict[str, Any]) -> dict[str, Any]:
-    """What items are restored with of the sections `sampler` and `samplers`."""
-    grid, samplers = content["grid"], content["samplers"]
-    listed = [key for key in SAMPLER_LISTS if grid[key]]
-
-    def heeded(section: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in section.items() if key not in listed}
-
-    if not grid["sampler"]:
-        return {"sampler": heeded(content["sampler"]), "samplers": {}}
-    named = {name: heeded(section) for name, section in samplers.items() if name in grid["sampler"]}
-    return {"sampler": {}, "samplers": named}
+    if kind == "sweep":
+        kept["samplers"] = used_samplers(kept)
+        kept["sampler"] = kept["samplers"].pop("", {})
+    return kept
 
 
 def differences(a: Any, b: Any, prefix: str = "") -> list[str]:
@@ -152,14 +142,7 @@ def _check_same_run(
     path = folder / "config.yaml"
     try:
         stored = identity(dict(yaml.safe_load(path.read_text())), kind)
-    except (
-        OSError,
-        UnicodeDecodeError,
-        yaml.YAMLError,
-        AttributeError,
-        TypeError,
-        ValueError,
-    ) as error:  # or it is none
+    except (OSError, yaml.YAMLError, AttributeError, LookupError, TypeError, ValueError) as error:  # or it is none
         raise UserError(f"{path}: cannot be read ({error.__class__.__name__}); choose a new name=") from None
     different = differences(stored, identity(experiment, kind))
     if any(name in different for name in ("grid.sampler", *(f"grid.{key}" for key in SAMPLER_LISTS))):

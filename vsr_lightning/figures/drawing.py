@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from vsr_lightning.conditions import used_samplers
 from vsr_lightning.figures.reading import Row
 from vsr_lightning.files import replacing
 
@@ -114,16 +115,11 @@ def frame_psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 def samplers_of(config: Mapping[str, Any]) -> dict[str, str]:
     """The samplers that a `config.yaml` uses, with their parameters; steps and zeta where the grid lists none."""
-    grid = config.get("grid") or {}
-    listed = [name for name in ("steps", "zeta") if grid.get(name)]
-    if grid.get("sampler"):
-        sections = {f"sampler {name}": config["samplers"][name] for name in grid["sampler"]}
-    else:
-        sections = {"sampler’s parameters": config.get("sampler")}
-    return {name: section_text(section, without=listed) for name, section in sections.items() if section}
+    sections = used_samplers(config).items()
+    return {f"sampler {name}" if name else "sampler’s parameters": section_text(s) for name, s in sections if s}
 
 
-def section_text(section: Mapping[str, Any], without: Sequence[str]) -> str:
+def section_text(section: Mapping[str, Any], without: Sequence[str] = ()) -> str:
     """The target's name and the parameters that were given, as "dps_restart_sample: steps 820, temperature 0.5"."""
     target = str(section.get("target", "")).rpartition(".")[2]
     given = {key: value for key, value in section.items() if key not in ("target", *without) and value is not None}
